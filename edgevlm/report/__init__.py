@@ -1,0 +1,1 @@
+"""The report of a compile: one value, written as HTML, Markdown and JSON."""

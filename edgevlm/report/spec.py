@@ -1,0 +1,104 @@
+"""What a report says. ``report.json`` is this value; the other formats draw it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgevlm.measure.spec import Comparison, Environment
+from edgevlm.runtime.spec import Accuracy, Latency, Spec
+
+REPORT_SCHEMA_VERSION = 1
+
+Status = Literal["winner", "inside budgets", "slower than float", "dropped early", "over a budget",
+                 "not measured validly", "failed", "float"]
+
+
+class CandidateRow(Spec, frozen=True, kw_only=True):
+    """One candidate. ``status`` is the verdict and ``reason`` the sentence for it.
+
+    Units: ``accuracy`` and ``drop*`` are fractions on the select split (never a claim), ``ratio*`` is time ÷ float's.
+    """
+
+    name: str
+    precision: str
+    backend: str
+    recipe: dict[str, str]
+    status: Status
+    reason: str
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    accuracy: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    size_bytes: int | None = None
+    memory_bytes: int | None = None
+    load_ms: float | None = None
+
+
+class Proof(Spec, frozen=True, kw_only=True):
+    """How far an exported graph is from the framework's own output: |difference| max over |expected| max."""
+
+    component: str
+    route: str
+    n_inputs: int
+    batches: tuple[int, ...]
+    max_relative_error: float
+    tolerance: float
+    n_nodes: int
+
+
+class DataUse(Spec, frozen=True, kw_only=True):
+    """Which pictures served which purpose; the three sets are disjoint."""
+
+    source: str
+    n_calibrate: int
+    n_select: int
+    n_report: int
+    has_labels: bool
+    is_synthetic: bool
+
+
+class StepRow(Spec, frozen=True, kw_only=True):
+    """A step of the plan and whether its result was looked up (``hit``) or made."""
+
+    name: str
+    hit: bool
+    wall_s: float
+    why: str
+
+
+class Report(Spec, frozen=True, kw_only=True):
+    """Everything that a compile found out.
+
+    ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too.
+    """
+
+    schema_version: int
+    title: str
+    task: str
+    target: str
+    source: str
+    licence: str | None
+    verdict: str
+    selection: str
+    winner: str
+    metric: str
+    budgets: dict[str, float]
+    accuracy: Accuracy | None
+    latency: Latency | None
+    size_bytes: int
+    float_size_bytes: int
+    candidates: tuple[CandidateRow, ...]
+    proofs: tuple[Proof, ...]
+    data: DataUse
+    comparisons: tuple[Comparison, ...]
+    environment: Environment
+    steps: tuple[StepRow, ...]
+    warnings: tuple[str, ...]
+    reproduce: str
+    tools: dict[str, str]

@@ -1,0 +1,64 @@
+"""What can run a graph. One file per backend, one line here; each imports only its own library, and only when asked.
+
+A backend serves both sides: the compile side lowers to it, the runtime opens sessions with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from edgevlm.errors import UsageError, did_you_mean
+from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
+
+BACKENDS: dict[str, str] = {
+    "onnxruntime": "edgevlm.runtime.backends.onnxruntime:OnnxRuntime",
+}
+
+
+class Session(Protocol):
+    """A graph ready to run."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name.
+
+        Raises: EdgeVLMError where the backend refuses, in its own words.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A library that runs graphs."""
+
+    name: str
+
+    def version(self) -> str | None:
+        """The installed version, or None where it is not installed (without importing it)."""
+        ...
+
+    def open(self, file: Path, options: SessionOptions) -> Session:
+        """Load a graph.
+
+        Raises: MissingToolError: the backend is not installed. BundleError: it refuses the graph.
+        """
+        ...
+
+
+def load_backend(name: str) -> Backend:
+    """The backend called ``name``.
+
+    Raises: UsageError: nothing is called so.
+    """
+    if name not in BACKENDS:
+        raise UsageError(f"There is no backend '{name}'.", hint=did_you_mean(name, BACKENDS))
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    return backend

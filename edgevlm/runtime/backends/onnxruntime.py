@@ -1,0 +1,84 @@
+"""ONNX Runtime, CPU execution provider."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import BundleError, MissingToolError, ModelError
+from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
+
+# ONNX Runtime names types as tensor(float); numpy and the manifest as float32.
+_DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntime:
+    name = "onnxruntime"
+
+    def version(self) -> str | None:
+        try:
+            return importlib.metadata.version("onnxruntime")
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def open(self, file: Path, options: SessionOptions) -> OnnxRuntimeSession:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise MissingToolError("ONNX Runtime is not installed.", hint="Run: pip install onnxruntime") from error
+        ort.disable_telemetry_events()
+        levels = ort.GraphOptimizationLevel
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = options.n_threads
+        settings.inter_op_num_threads = 1
+        settings.graph_optimization_level = {
+            "none": levels.ORT_DISABLE_ALL, "basic": levels.ORT_ENABLE_BASIC,
+            "extended": levels.ORT_ENABLE_EXTENDED, "all": levels.ORT_ENABLE_ALL,
+        }[options.graph_level]
+        for key, value in options.entries.items():
+            settings.add_session_config_entry(key, value)
+        try:
+            session = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own classes, all derived from Exception alone
+            raise BundleError(
+                f"ONNX Runtime {ort.__version__} refuses '{file.name}': {_first_line(error)}",
+                hint="Check that this ONNX Runtime is at least the version the bundle names (edgevlm inspect).",
+            ) from error
+        return OnnxRuntimeSession(session)
+
+
+class OnnxRuntimeSession:
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._output_names = [output.name for output in session.get_outputs()]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(_tensor_spec(value) for value in self._session.get_inputs())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(_tensor_spec(value) for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            values = self._session.run(self._output_names, dict(feeds))
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime could not run the graph: {_first_line(error)}") from error
+        return dict(zip(self._output_names, values, strict=True))
+
+
+def _tensor_spec(value: Any) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else str(d or "?") for d in value.shape)
+    return TensorSpec(name=value.name, dtype=_DTYPES.get(value.type, value.type), shape=shape)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
