@@ -1,0 +1,174 @@
+"""What a compile will do, decided before any of it is done: a tuple of steps. No work, no heavy imports, no clock."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from edgevlm.model import Model
+from edgevlm.runtime.spec import Spec
+from edgevlm.target import Target
+
+Precision = Literal["auto", "fp32", "int8", "int8-static", "int8-dynamic"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "int8", "int8-static", "int8-dynamic")
+
+TEXT_ENCODER = "text_encoder"
+
+
+class Budgets(Spec, frozen=True, kw_only=True):
+    """What the result must keep to.
+
+    Units: ``max_drop`` is a fraction of the metric (0.01 is one point), latency is the p50, a megabyte is 10^6 bytes.
+    """
+
+    max_drop: float = 0.01
+    max_latency_ms: float | None = None
+    max_size_mb: float | None = None
+
+
+class Request(Spec, frozen=True, kw_only=True):
+    """What was asked for, beside the model and the target.
+
+    Args:
+        labels: zero-shot labels to fold into the bundle; empty leaves the text tower in.
+        batch: pictures in a call; None leaves it free (and is measured at 1).
+        n_threads: 0 means the target's cores.
+        backends: empty means those of the target that are installed.
+    """
+
+    budgets: Budgets = Budgets()
+    precision: Precision = "auto"
+    labels: tuple[str, ...] = ()
+    batch: int | None = 1
+    n_threads: int = 0
+    backends: tuple[str, ...] = ()
+    calibration: str = "default"
+
+
+class DataDigests(Spec, frozen=True, kw_only=True):
+    """The contents of the three splits, and how many pictures each holds."""
+
+    source: str
+    calibrate: str
+    select: str
+    report: str
+    n_calibrate: int
+    n_select: int
+    n_report: int
+    has_labels: bool
+    is_synthetic: bool
+
+
+class Step(Spec, frozen=True, kw_only=True):
+    """One step: an action of the compiler with its parameters, after the steps that it needs.
+
+    Args:
+        name: unique in a plan, such as ``export:image_encoder``.
+        action: a name in ``edgevlm.compiler.ACTIONS``.
+        summary: what it does, for people.
+        params: everything that decides its result, beside the results of ``needs``.
+    """
+
+    name: str
+    action: str
+    summary: str
+    params: dict[str, Any]
+    needs: tuple[str, ...] = ()
+
+
+def plan(model: Model, target: Target, request: Request, data: DataDigests) -> tuple[Step, ...]:
+    """The steps that take ``model`` to a bundle for ``target``."""
+    is_folded = bool(request.labels) and any(graph.name == TEXT_ENCODER for graph in model.graphs)
+    exports = tuple(_export(model, graph.name, target, request) for graph in model.graphs)
+    fold = (_fold(model, request),) if is_folded else ()
+    shipped = tuple(graph.name for graph in model.graphs if not (is_folded and graph.name == TEXT_ENCODER))
+    search = _search(model, target, request, data, shipped, needs=(*(f"export:{name}" for name in shipped), *names(fold)))
+    confirm = Step(
+        name="confirm",
+        action="confirm",
+        summary=f"judge the fastest on {data.n_report} pictures that nothing has seen",
+        params={"data": data.report, "max_drop": request.budgets.max_drop},
+        needs=("search", *search.needs),
+    )
+    bundle = Step(
+        name="bundle",
+        action="bundle",
+        summary="golden vectors, manifest, bill of materials",
+        params={"name": model.name, "target": target.name, "licence": model.source.licence, "asked": model.source.asked},
+        needs=("confirm", "search", *search.needs),
+    )
+    return (*exports, *fold, search, confirm, bundle)
+
+
+def names(steps: tuple[Step, ...]) -> tuple[str, ...]:
+    return tuple(step.name for step in steps)
+
+
+def plan_text(steps: tuple[Step, ...]) -> str:
+    """The plan for people: a line for each step."""
+    width = max(len(step.name) for step in steps)
+    return "\n".join(f"{i}. {step.name:<{width}}  {step.summary}" for i, step in enumerate(steps, 1))
+
+
+def _export(model: Model, graph: str, target: Target, request: Request) -> Step:
+    batch = "free" if _graph_batch(graph, request) is None else str(_graph_batch(graph, request))
+    return Step(
+        name=f"export:{graph}",
+        action="export",
+        summary=f"to ONNX (opset {target.opset}, batch {batch}), outputs proven equal to the source's",
+        params={
+            "model": model.source.digest,
+            "family": model.family,
+            "graph": graph,
+            "opset": target.opset,
+            "batch": _graph_batch(graph, request),
+        },
+    )
+
+
+def _graph_batch(graph: str, request: Request) -> int | None:
+    return None if graph == TEXT_ENCODER else request.batch  # as many texts as there are labels
+
+
+def _fold(model: Model, request: Request) -> Step:
+    template = model.processing.text.prompt_template if model.processing.text else ""
+    return Step(
+        name="fold",
+        action="fold",
+        summary=f"embed {len(request.labels)} labels, so that the text tower can stay behind",
+        params={"labels": list(request.labels), "prompt_template": template},
+        needs=(f"export:{TEXT_ENCODER}",),
+    )
+
+
+def _search(
+    model: Model, target: Target, request: Request, data: DataDigests, shipped: tuple[str, ...], needs: tuple[str, ...]
+) -> Step:
+    only_float = request.precision == "fp32" or target.precisions == ("fp32",)
+    what = "the float graph" if only_float else f"float and int8 ({target.activation_sign.upper()} activations)"
+    return Step(
+        name="search",
+        action="search",
+        summary=(
+            f"{what} on {', '.join(request.backends)}: calibrate on {data.n_calibrate} pictures, time in turns with "
+            f"{request.n_threads} thread{'s' * (request.n_threads != 1)}, judge on {data.n_select}"
+        ),
+        params={
+            "graphs": list(shipped),
+            "backends": list(request.backends),
+            "precision": request.precision,
+            "precisions": list(target.precisions),
+            "activation_sign": target.activation_sign,
+            "n_threads": request.n_threads,
+            "batch": request.batch,
+            "budgets": _budgets(request.budgets),
+            "calibration": request.calibration,
+            "calibrate": data.calibrate,
+            "select": data.select,
+        },
+        needs=needs,
+    )
+
+
+def _budgets(budgets: Budgets) -> dict[str, float]:
+    asked = {name: getattr(budgets, name) for name in budgets.__struct_fields__}
+    return {name: value for name, value in asked.items() if value is not None}

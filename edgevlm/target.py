@@ -1,0 +1,180 @@
+"""A piece of hardware as a value: read from TOML, written back to the same text; `cpu` is the machine at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from edgevlm.data_files import data_folder, data_names, read_toml
+from edgevlm.errors import MissingToolError, UsageError, did_you_mean
+from edgevlm.runtime.backends import BACKENDS, load_backend
+from edgevlm.runtime.machine import Machine, describe_machine
+from edgevlm.runtime.spec import Spec
+
+HOST = "host"
+
+# Instruction sets that decide which int8 and float kernels ONNX Runtime's MLAS picks: with one more or one less,
+# another candidate can be the fastest. Source: onnxruntime/core/mlas/lib/platform.cpp.
+DECISIVE_ISA = frozenset({"avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "fp16"})
+
+
+class Target(Spec, frozen=True, kw_only=True):
+    """Facts about hardware, and the forms of a model that suit it.
+
+    Args:
+        name: as in ``--target``; a file's stem.
+        arch: ``x86-64``, ``aarch64``; ``host`` is whatever edgevlm runs on.
+        isa: instruction sets that the hardware has, by the names of Linux's ``/proc/cpuinfo``.
+        n_cores: physical cores that inference may use; 0 where that differs from machine to machine.
+        memory_bytes: 0 where that differs from machine to machine.
+        backends: what may run a graph there, best guess first; measurement decides.
+        precisions: what is worth trying there.
+        activation_sign: ``u8`` or ``s8``: the sign of int8 activations that its instructions want.
+        opset: highest ONNX operator set that its runtime takes.
+        sources: where each fact comes from, by the fact's name.
+    """
+
+    name: str
+    description: str
+    arch: str
+    isa: tuple[str, ...] = ()
+    n_cores: int = 0
+    memory_bytes: int = 0
+    backends: tuple[str, ...] = ("onnxruntime",)
+    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    activation_sign: Literal["u8", "s8"] = "u8"
+    opset: int = 20
+    sources: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for backend in self.backends:
+            if backend not in BACKENDS:
+                raise ValueError(f"backends: there is no '{backend}' ({', '.join(BACKENDS)})")
+        if "fp32" not in self.precisions:
+            raise ValueError("precisions: 'fp32' must be among them, it is what every candidate is compared with")
+        if not 17 <= self.opset <= 23:
+            raise ValueError(f"opset: {self.opset} is not between 17 and 23")
+        if self.n_cores < 0 or self.memory_bytes < 0:
+            raise ValueError("n_cores and memory_bytes cannot be negative")
+
+
+def load_target(name_or_path: str) -> Target:
+    """The target called so, or the one that a TOML file describes; ``host`` facts are filled in.
+
+    Raises: UsageError: there is no such target, or its file is wrong.
+    """
+    return resolved(read_target(name_or_path), describe_machine())
+
+
+def read_target(name_or_path: str) -> Target:
+    """The target as it is written, ``host`` not filled in."""
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        path = Path(name_or_path)
+    elif name_or_path in target_names():
+        path = data_folder("targets") / f"{name_or_path}.toml"
+    else:
+        raise UsageError(
+            f"There is no target '{name_or_path}'.",
+            hint=did_you_mean(name_or_path, target_names()) + " `edgevlm targets list` shows them; a path to a TOML works too.",
+        )
+    target = read_toml(path, Target, what="target file")
+    if target.name != path.stem:
+        raise UsageError(
+            f"The target file '{path}' calls itself '{target.name}', but its file name says '{path.stem}'.",
+            hint=f'Set name = "{path.stem}" or rename the file.',
+        )
+    return target
+
+
+def target_names() -> tuple[str, ...]:
+    return data_names("targets")
+
+
+def resolved(target: Target, machine: Machine) -> Target:
+    """``target`` with the machine's facts where it says ``host``."""
+    if target.arch != HOST:
+        return target
+    return host_target(machine, name=target.name, description=target.description)
+
+
+def host_target(machine: Machine, *, name: str, description: str = "") -> Target:
+    """The machine at hand as a target."""
+    return Target(
+        name=name,
+        description=description or machine.name,
+        arch=machine.arch,
+        isa=machine.isa,
+        n_cores=machine.n_physical_cores,
+        memory_bytes=machine.memory_bytes,
+        # ARM's dot product multiplies signed by signed; x86's VNNI (and the 16-bit pairs before it) unsigned by signed.
+        activation_sign="s8" if machine.arch == "aarch64" else "u8",
+        sources={"arch, isa, n_cores, memory_bytes": f"read from the machine ({machine.os})"},
+    )
+
+
+def target_text(target: Target) -> str:
+    """The TOML of a target; `read_target` of it gives the target back."""
+    lines = []
+    for key in target.__struct_fields__:
+        value = getattr(target, key)
+        if key != "sources":
+            lines.append(f"{key} = {_toml_value(value)}")
+    lines += ["", "[sources]"]
+    lines += [f"{_toml_value(key)} = {_toml_value(value)}" for key, value in target.sources.items()]
+    return "\n".join(lines) + "\n"
+
+
+def check_can_measure(target: Target, machine: Machine) -> None:
+    """Candidates are timed here only where here is such a machine.
+
+    Raises: MissingToolError: this machine has another architecture or other instruction sets than the target.
+    """
+    if target.arch != machine.arch:
+        raise MissingToolError(
+            f"Target '{target.name}' is {target.arch}, but this machine is {machine.arch}: "
+            "candidates cannot be timed against each other here.",
+            hint="Compile on such a machine, or use --target cpu for this one.",
+        )
+    if not machine.is_isa_known:
+        return
+    missing = sorted(set(target.isa) - set(machine.isa))
+    surplus = sorted((set(machine.isa) - set(target.isa)) & DECISIVE_ISA)
+    if missing or surplus:
+        difference = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(surplus)} besides"
+        raise MissingToolError(
+            f"Target '{target.name}' is another kind of CPU than this machine, which {difference}: "
+            "what is measured here would not hold there.",
+            hint="Compile on such a machine, or use --target cpu for this one.",
+        )
+
+
+def pick_backends(target: Target, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """The backends to try: the target's own that are installed, or exactly those asked for.
+
+    Raises: UsageError, MissingToolError: a backend that was asked for does not exist, suit the target, or is missing.
+    """
+    for name in asked:
+        backend = load_backend(name)
+        if name not in target.backends:
+            raise UsageError(
+                f"Target '{target.name}' does not run {name}.", hint=f"Use one of: {', '.join(target.backends)}."
+            )
+        if backend.version() is None:
+            raise MissingToolError(f"The backend '{name}' is not installed.", hint=f"Run: pip install {name}")
+    found = asked or tuple(name for name in target.backends if load_backend(name).version() is not None)
+    if not found:
+        raise MissingToolError(
+            f"None of the backends of target '{target.name}' is installed: {', '.join(target.backends)}.",
+            hint=f"Run: pip install {target.backends[0]}",
+        )
+    return found
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # a TOML basic string takes JSON's escapes
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    return str(value)
+
