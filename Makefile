@@ -1,0 +1,33 @@
+# make demo   compile the built-in model for this CPU, run it on a picture, say where the report is
+# make test   every test;  make test-fast leaves out the slow ones
+# make check  formatting, lint and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-fast check
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/edgevlm compile demo --target cpu --output $(OUT)/bundle --overwrite
+	$(BIN)/python -m edgevlm.data.shapes $(OUT)/picture.png
+	$(BIN)/edgevlm run $(OUT)/bundle $(OUT)/picture.png
+	@echo "report: $(OUT)/bundle/report/report.html"
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: install
+	$(BIN)/ruff check edgevlm tests benchmarks
+	$(BIN)/mypy edgevlm

@@ -1,0 +1,66 @@
+"""Options that every verb has, and how a verb prints."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from edgevlm.runtime.spec import to_json
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How the user wants to be told."""
+
+    is_quiet: bool
+    is_verbose: bool
+    is_json: bool
+    has_color: bool | None
+
+    def value(self, value: object, text: str | Callable[[], str]) -> None:
+        """Print a result: the value as JSON, or its text."""
+        if self.is_json:
+            click.echo(to_json(value).decode(), nl=False)
+        else:
+            click.echo(text if isinstance(text, str) else text(), color=self.has_color)
+
+
+def output_options(command: F) -> F:
+    """Adds -q, -v, --json, --no-color and --debug; the verb gets them as one ``output``."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="Print the result alone, no progress.")
+    @click.option("-v", "--verbose", is_flag=True, help="Print details of each step.")
+    @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("--no-color", is_flag=True, help="No colours (so does NO_COLOR=1).")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, quiet: bool, verbose: bool, is_json: bool, no_color: bool, debug: bool, **kwargs: Any
+    ) -> Any:
+        output = Output(is_quiet=quiet, is_verbose=verbose, is_json=is_json, has_color=False if no_color else None)
+        return command(*args, output=output, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def table_text(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...] = ()) -> str:
+    """Columns aligned by spaces; the last column is left ragged.
+
+    Example:
+        >>> print(table_text([("a", "1"), ("bcd", "2")], header=("name", "n")))
+        name  n
+        a     1
+        bcd   2
+    """
+    lines = [header, *rows] if header else list(rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)] if lines else []
+    return "\n".join(
+        "  ".join((*(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)), line[-1])).rstrip()
+        for line in lines
+    )
