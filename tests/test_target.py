@@ -1,0 +1,104 @@
+"""Targets are data: read strictly, written back to the same value, and honest about where they can be measured."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgevlm import targets
+from edgevlm.errors import EdgeVLMError, MissingToolError, UsageError
+from edgevlm.runtime.machine import describe_machine
+from edgevlm.target import (
+    Target,
+    check_can_measure,
+    host_target,
+    load_target,
+    pick_backends,
+    read_target,
+    target_names,
+    target_text,
+)
+
+MACHINE = describe_machine()
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_built_in_target_is_valid_and_says_where_its_facts_come_from(name):
+    target = read_target(name)
+    assert target.sources
+    assert load_target(name).arch != "host"
+
+
+def test_a_target_with_unknown_words_is_refused_with_the_nearest(tmp_path):
+    file = tmp_path / "board.toml"
+    file.write_text('name = "board"\ndescription = ""\narch = "x86-64"\nactivation_sing = "u8"\n')
+    with pytest.raises(UsageError) as caught:
+        load_target(str(file))
+    assert "activation_sign" in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ('backends = ["onnxruntimes"]', "onnxruntimes"),
+        ('precisions = ["int8"]', "fp32"),
+        ("opset = 9", "opset"),
+        ("n_cores = -1", "negative"),
+        ('n_cores = "two"', "n_cores"),
+        ("name = 3", "TOML"),
+    ],
+)
+def test_wrong_values_are_named(tmp_path, line, word):
+    file = tmp_path / "board.toml"
+    file.write_text(f'name = "board"\ndescription = ""\narch = "x86-64"\n{line}\n')
+    with pytest.raises(UsageError, match=word):
+        targets.validate(str(file))
+
+
+def test_an_unknown_target_gets_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        load_target("x86-64-avx512-vni")
+    assert "x86-64-avx512-vnni" in caught.value.hint
+
+
+names = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1, max_size=20)
+
+
+@given(
+    description=names,
+    isa=st.lists(names, max_size=3),
+    sources=st.dictionaries(names, names, max_size=3),
+    n=st.integers(0, 512),
+)
+def test_text_and_value_are_inverses(tmp_path_factory, description, isa, sources, n):
+    target = Target(name="board", description=description, arch="x86-64", isa=tuple(isa), n_cores=n, sources=sources)
+    file = tmp_path_factory.mktemp("target") / "board.toml"
+    file.write_text(target_text(target), encoding="utf-8")
+    assert read_target(str(file)) == target
+
+
+def test_the_host_can_be_detected_written_and_used(tmp_path):
+    file = tmp_path / "board.toml"
+    written = targets.detect(file)
+    assert load_target(str(file)) == written
+    check_can_measure(written, MACHINE)
+    with pytest.raises(EdgeVLMError, match="exists already"):
+        targets.detect(file)
+
+
+def test_another_machine_is_refused_not_guessed():
+    other = "aarch64" if MACHINE.arch == "x86-64" else "x86-64"
+    host = host_target(MACHINE, name="host")
+    with pytest.raises(MissingToolError) as caught:
+        check_can_measure(msgspec.structs.replace(host, arch=other), MACHINE)
+    assert caught.value.exit_code == 3
+    with pytest.raises(MissingToolError, match="lacks amx_none"):
+        check_can_measure(msgspec.structs.replace(host, isa=(*host.isa, "amx_none")), MACHINE)
+
+
+def test_a_backend_must_exist_and_suit_the_target():
+    host = host_target(MACHINE, name="host")
+    assert pick_backends(host, ()) == ("onnxruntime",)
+    with pytest.raises(UsageError, match="no backend"):
+        pick_backends(host, ("onyxruntime",))
