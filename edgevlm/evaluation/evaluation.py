@@ -1,0 +1,281 @@
+"""Run a pipeline over a data set, judge its answers, and compare two such runs picture by picture."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgevlm.data.data_set import Count, DataSet
+from edgevlm.data.readers import read_data_set
+from edgevlm.errors import DataError, UsageError
+from edgevlm.evaluation.intervals import bootstrap_mean, paired_proportions, wilson
+from edgevlm.evaluation.metrics import METRICS, TOP_K, Embeddings, Metric
+from edgevlm.evaluation.pixels import pixel_slices
+from edgevlm.runtime.classes import need_finite
+from edgevlm.runtime.pipeline import Pipeline
+from edgevlm.runtime.session import output_of
+from edgevlm.runtime.spec import Accuracy, Array, Spec
+
+ZERO_SHOT = "zero-shot-image-classification"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """One pipeline's answers on one data set.
+
+    Args:
+        value: the mean of ``scores``.
+        n: pictures that were judged.
+        others: further metrics, by name.
+        is_relative: the scores compare with a reference pipeline, whose own are 1 by definition.
+        pictures: digest of the pictures in their order: two evaluations are paired where it is the same.
+    Shapes: ``scores`` [n]; ``predictions`` [len(data), k] class indices or [len(data), d] embeddings.
+    """
+
+    metric: str
+    value: float
+    n: int
+    scores: Array
+    predictions: Array
+    others: Mapping[str, float]
+    is_binary: bool
+    is_relative: bool
+    data: str
+    has_labels: bool
+    pictures: str
+
+    def interval(self, *, confidence: float = 0.95) -> tuple[float, float]:
+        """Of ``value``: Wilson's for what is right or wrong, else a bootstrap."""
+        if self.is_binary:
+            return wilson(round(float(self.scores.sum())), self.n, confidence=confidence)
+        return bootstrap_mean(self.scores, confidence=confidence)
+
+
+class Drop(Spec, frozen=True, kw_only=True):
+    """How far a candidate falls behind a reference on the same pictures, with a 95 % interval.
+
+    Units: fractions (0.01 is one point); ``value`` = ``reference`` - ``candidate``, so above 0 is worse.
+    Args:
+        n_worse: pictures on which the candidate scores lower; ``n_better`` higher.
+        interval: how the interval was made.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    candidate: float
+    reference: float
+    n_worse: int
+    n_better: int
+    interval: str
+    data: str
+    has_labels: bool
+
+    def to_accuracy(self) -> Accuracy:
+        """As a bundle's manifest states it."""
+        return Accuracy(
+            metric=self.metric,
+            value=self.candidate,
+            reference=self.reference,
+            drop=self.value,
+            drop_low=self.low,
+            drop_high=self.high,
+            n=self.n,
+            data=self.data,
+            has_labels=self.has_labels,
+        )
+
+
+class BundleEvaluation(Spec, frozen=True, kw_only=True):
+    """What ``edgevlm evaluate`` finds.
+
+    Args:
+        digest: of the data set's contents.
+        drop: from the bundle that it was compared with.
+        recorded: what the bundle says of itself, on the data that it was compiled with.
+    """
+
+    bundle: str
+    task: str
+    data: str
+    digest: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    others: dict[str, float]
+    notes: tuple[str, ...]
+    drop: Drop | None
+    recorded: Accuracy | None
+
+
+def evaluate(
+    pipeline: Pipeline,
+    data: DataSet,
+    *,
+    reference: Evaluation | None = None,
+    batch: int = 1,
+    folder: Path | None = None,
+    count: Count | None = None,
+) -> Evaluation:
+    """Judge a pipeline on a data set by its task's metric.
+
+    With labels that is top-1 (or, for embeddings, whether the nearest other picture is of the same class); without,
+    how far the answers agree with ``reference``'s.
+
+    Args:
+        reference: the float model's evaluation on the same pictures; None where this *is* the float model.
+        batch: pictures in a call. It is part of what is judged: dynamic quantization scales by the whole batch.
+        folder: keeps preprocessed pictures for the next candidate.
+    Raises:  DataError: a picture cannot be used. UsageError: ``reference`` is of other pictures.
+    """
+    metric, predictions = _predict(pipeline, data, batch=batch, folder=folder, count=count)
+    pictures = _pictures(data)
+    if reference is not None and reference.pictures != pictures:
+        raise UsageError(f"The reference was evaluated on other pictures than those of '{data.name}'.")
+    labels = np.array([sample.label for sample in data.samples]) if data.has_labels else None
+    judgement = metric.judge(predictions, labels=labels, reference=None if reference is None else reference.predictions)
+    return Evaluation(
+        metric=judgement.metric,
+        value=float(judgement.scores.mean()),
+        n=len(judgement.scores),
+        scores=judgement.scores,
+        predictions=predictions,
+        others=judgement.others,
+        is_binary=judgement.is_binary,
+        is_relative=judgement.is_relative,
+        data=data.name,
+        has_labels=data.has_labels,
+        pictures=pictures,
+    )
+
+
+def compare_evaluations(candidate: Evaluation, reference: Evaluation, *, seed: int = 0) -> Drop:
+    """How far ``candidate`` falls behind ``reference``, picture by picture.
+
+    The interval is Bonett and Price's where each picture is right or wrong; Wilson's of the share that differs where
+    the score *is* agreement with the reference, which cannot be better than the reference itself; else a bootstrap of
+    the paired differences.
+
+    Raises: UsageError: they are not evaluations of the same pictures by the same metric.
+    """
+    if (candidate.metric, candidate.pictures) != (reference.metric, reference.pictures):
+        raise UsageError(
+            f"'{candidate.metric}' on '{candidate.data}' cannot be compared with '{reference.metric}' on "
+            f"'{reference.data}'.",
+            hint="Evaluate both on the same data set.",
+        )
+    n = candidate.n
+    drops = reference.scores - candidate.scores
+    n_worse, n_better = int((drops > 0).sum()), int((drops < 0).sum())
+    if candidate.is_binary and candidate.is_relative:
+        interval, (low, high) = "Wilson", wilson(n_worse, n)
+    elif candidate.is_binary:
+        interval, (low, high) = "Bonett-Price", paired_proportions(n_worse, n_better, n)
+    else:
+        interval, (low, high) = "paired bootstrap", bootstrap_mean(drops, seed=seed)
+    return Drop(
+        metric=candidate.metric,
+        value=float(drops.mean()),
+        low=low,
+        high=high,
+        n=n,
+        candidate=candidate.value,
+        reference=reference.value,
+        n_worse=n_worse,
+        n_better=n_better,
+        interval=interval,
+        data=candidate.data,
+        has_labels=candidate.has_labels,
+    )
+
+
+def evaluate_bundle(
+    path: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    n_threads: int | None = None,
+    cache: Path | None = None,
+    count: Count | None = None,
+) -> BundleEvaluation:
+    """Judge a bundle on a data set, with what the base install has.
+
+    Args:
+        source: as ``read_data_set`` takes it.
+        reference: another bundle, such as the float one, to state the drop from; needed where the data has no labels.
+        cache: a folder that keeps the pictures' digests.
+    Raises:  DataError: the data set cannot be used. BundleError, MissingToolError: a bundle cannot.
+    """
+    pipeline = Pipeline.load(path, n_threads=n_threads)
+    size = max(pipeline.processing.image.height, pipeline.processing.image.width)
+    data = read_data_set(
+        source, labels=pipeline.labels, task=pipeline.task, cache=cache, count=count, shapes_size=min(size, 256)
+    )
+    if not data.has_labels and reference is None:
+        raise DataError(
+            f"'{data.name}' has no labels that the bundle knows, so there is nothing to judge its answers by.",
+            hint="Pass a data set with labels, or a second bundle to compare the answers with.",
+        )
+    against = None
+    if reference is not None:
+        against = _evaluate_bundled(Pipeline.load(reference, n_threads=n_threads), data, None, count)
+    evaluation = _evaluate_bundled(pipeline, data, against, count)
+    low, high = evaluation.interval()
+    manifest = pipeline.manifest
+    return BundleEvaluation(
+        bundle=os.fspath(path),
+        task=pipeline.task,
+        data=data.name,
+        digest=data.digest,
+        metric=evaluation.metric,
+        value=evaluation.value,
+        low=low,
+        high=high,
+        n=evaluation.n,
+        others=dict(evaluation.others),
+        notes=data.notes,
+        drop=compare_evaluations(evaluation, against) if against else None,
+        recorded=manifest.accuracy if manifest else None,
+    )
+
+
+def _evaluate_bundled(
+    pipeline: Pipeline, data: DataSet, reference: Evaluation | None, count: Count | None
+) -> Evaluation:
+    batch = pipeline.manifest.batch if pipeline.manifest else None
+    return evaluate(pipeline, data, reference=reference, batch=batch or 1, count=count)
+
+
+def _predict(
+    pipeline: Pipeline, data: DataSet, *, batch: int, folder: Path | None, count: Count | None
+) -> tuple[Metric, Array]:
+    """What the pipeline answers, in the form that its metric judges."""
+    if not data.samples:
+        raise DataError(f"'{data.name}' holds no pictures.", hint="Pass a data set with pictures.")
+    # Two towers without any labels to tell apart: what is left to judge is the image tower's vector.
+    is_vector = pipeline.task == ZERO_SHOT and not (pipeline.labels or data.has_labels)
+    metric = Embeddings() if is_vector else METRICS[pipeline.task]()
+    # A folded model knows its own labels; one with both towers chooses among the data set's.
+    labels = data.class_names if pipeline.task == ZERO_SHOT and not pipeline.labels else None
+    rows = []
+    for pixels in pixel_slices(pipeline, data, folder=folder, count=count):
+        for start in range(0, len(pixels), batch):
+            outputs = pipeline.outputs(pixels[start : start + batch])
+            if is_vector:
+                rows.append(need_finite(output_of(outputs, "image_embeds"), "image_embeds"))
+            else:
+                rows.append(metric.collect(pipeline.results(outputs, labels=labels, top_k=TOP_K)))
+    return metric, np.concatenate(rows)
+
+
+def _pictures(data: DataSet) -> str:
+    return hashlib.sha256("".join(f"{sample.digest} {sample.label}\n" for sample in data.samples).encode()).hexdigest()
