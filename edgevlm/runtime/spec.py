@@ -234,12 +234,16 @@ class Provenance(Spec, frozen=True, kw_only=True):
 class GoldenCase(Spec, frozen=True, kw_only=True):
     """A picture, the raw outputs that it gave and the final answer, all relative to the bundle.
 
-    ``outputs`` maps an output name to its ``.npy``; ``answer`` is JSON as the task writes it.
+    Args:
+        outputs: an output's name to its ``.npy``.
+        answer: JSON as the task writes it.
+        labels: what the picture was asked about, where the bundle takes labels and has none of its own.
     """
 
     picture: str
     outputs: dict[str, str]
     answer: str
+    labels: tuple[str, ...] = ()
 
 
 class Golden(Spec, frozen=True, kw_only=True):

@@ -41,7 +41,7 @@ class Backend(Protocol):
     name: str
 
     def version(self) -> str | None:
-        """The installed version, or None where it is not installed (without importing it)."""
+        """The version that would run, or None where the library is not installed or does not load."""
         ...
 
     def open(self, file: Path, options: SessionOptions) -> Session:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import BundleError, MissingToolError, ModelError
+from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
 
 # ONNX Runtime names types as tensor(float); numpy and the manifest as float32.
 _DTYPES = {
-    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
-    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
 
@@ -23,9 +29,10 @@ class OnnxRuntime:
 
     def version(self) -> str | None:
         try:
-            return importlib.metadata.version("onnxruntime")
-        except importlib.metadata.PackageNotFoundError:
+            import onnxruntime as ort
+        except ImportError:
             return None
+        return str(ort.__version__)
 
     def open(self, file: Path, options: SessionOptions) -> OnnxRuntimeSession:
         try:
@@ -36,11 +43,15 @@ class OnnxRuntime:
         levels = ort.GraphOptimizationLevel
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
-        settings.intra_op_num_threads = options.n_threads
+        # Left to itself ONNX Runtime starts a thread for each core of the machine, even where this process may not use
+        # it (a container, taskset), and ties it to that core.
+        settings.intra_op_num_threads = options.n_threads or describe_machine().n_physical_cores
         settings.inter_op_num_threads = 1
         settings.graph_optimization_level = {
-            "none": levels.ORT_DISABLE_ALL, "basic": levels.ORT_ENABLE_BASIC,
-            "extended": levels.ORT_ENABLE_EXTENDED, "all": levels.ORT_ENABLE_ALL,
+            "none": levels.ORT_DISABLE_ALL,
+            "basic": levels.ORT_ENABLE_BASIC,
+            "extended": levels.ORT_ENABLE_EXTENDED,
+            "all": levels.ORT_ENABLE_ALL,
         }[options.graph_level]
         for key, value in options.entries.items():
             settings.add_session_config_entry(key, value)
@@ -48,7 +59,7 @@ class OnnxRuntime:
             session = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own classes, all derived from Exception alone
             raise BundleError(
-                f"ONNX Runtime {ort.__version__} refuses '{file.name}': {_first_line(error)}",
+                f"ONNX Runtime {ort.__version__} refuses '{file.name}': {_words(error)}.",
                 hint="Check that this ONNX Runtime is at least the version the bundle names (edgevlm inspect).",
             ) from error
         return OnnxRuntimeSession(session)
@@ -57,21 +68,15 @@ class OnnxRuntime:
 class OnnxRuntimeSession:
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._output_names = [output.name for output in session.get_outputs()]
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(_tensor_spec(value) for value in self._session.get_inputs())
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(_tensor_spec(value) for value in self._session.get_outputs())
+        self.inputs = tuple(_tensor_spec(value) for value in session.get_inputs())
+        self.outputs = tuple(_tensor_spec(value) for value in session.get_outputs())
+        self._output_names = [output.name for output in self.outputs]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
             values = self._session.run(self._output_names, dict(feeds))
         except Exception as error:
-            raise ModelError(f"ONNX Runtime could not run the graph: {_first_line(error)}") from error
+            raise ModelError(f"ONNX Runtime could not run the graph: {_words(error)}.") from error
         return dict(zip(self._output_names, values, strict=True))
 
 
@@ -80,5 +85,7 @@ def _tensor_spec(value: Any) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=_DTYPES.get(value.type, value.type), shape=shape)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _words(error: BaseException) -> str:
+    """ONNX Runtime's own words on one line, without ``[ONNXRuntimeError] : 7 : INVALID_PROTOBUF :`` in front."""
+    words = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return words[:400].rstrip(".") or type(error).__name__

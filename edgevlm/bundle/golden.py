@@ -1,0 +1,58 @@
+"""Golden vectors: pictures with the outputs and answers that they gave, so that a device can tell whether it agrees."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from edgevlm.runtime.image import ImageSource, decode_image
+from edgevlm.runtime.pipeline import Pipeline
+from edgevlm.runtime.spec import Array, Component, Golden, GoldenCase, to_json
+from edgevlm.runtime.verify import golden_conditions
+
+
+def make_golden(
+    pipeline: Pipeline,
+    pictures: Iterable[ImageSource],
+    *,
+    components: Sequence[Component],
+    tolerance: float,
+    labels: Sequence[str] = (),
+) -> tuple[Golden, dict[str, bytes]]:
+    """Run the pipeline on each picture, one at a time as a device does.
+
+    Args:
+        pictures: generated or the user's own, never calibration data; they are stored as PNG, without loss.
+        components: as the manifest lists them, with the session options that ``pipeline`` runs with.
+        tolerance: how far another machine may be off; the largest |difference| over the largest |expected|.
+        labels: what to ask about, where the pipeline takes labels and has none of its own.
+    Returns: what the manifest says of them, and the files by path in the bundle.
+    """
+    cases, files = [], {}
+    for index, source in enumerate(pictures):
+        case, made = _make_case(pipeline, source, tuple(labels), f"golden/{index}")
+        cases.append(case)
+        files.update(made)
+    return Golden(cases=tuple(cases), made_on=golden_conditions(components), tolerance=tolerance), files
+
+
+def _make_case(
+    pipeline: Pipeline, source: ImageSource, labels: tuple[str, ...], stem: str
+) -> tuple[GoldenCase, dict[str, bytes]]:
+    image = decode_image(source)
+    outputs = pipeline.outputs(pipeline.preprocess(image)[None])
+    answer = pipeline.results(outputs, labels=labels or None)[0]
+    paths = {name: f"{stem}.{name}.npy" for name in sorted(outputs)}
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    case = GoldenCase(picture=f"{stem}.png", outputs=paths, answer=f"{stem}.json", labels=labels)
+    files = {case.picture: png.getvalue(), case.answer: to_json(answer)}
+    return case, files | {path: _npy(outputs[name]) for name, path in paths.items()}
+
+
+def _npy(array: Array) -> bytes:
+    written = io.BytesIO()
+    np.save(written, array, allow_pickle=False)
+    return written.getvalue()

@@ -1,0 +1,152 @@
+"""A picture in, an answer out: what a device runs, and what the compile side evaluates candidates with."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgevlm.errors import UsageError
+from edgevlm.runtime.backends import Session, load_backend
+from edgevlm.runtime.bundle import Bundle, open_bundle
+from edgevlm.runtime.image import ImageSource, check_image_processing, decode_image, preprocess
+from edgevlm.runtime.session import LazySessions
+from edgevlm.runtime.spec import Array, Component, Manifest, Processing, Scoring
+from edgevlm.runtime.tasks import Parts, Result, load_task
+
+
+class Pipeline:
+    """Preprocessing, graphs and postprocessing of one model.
+
+    Example:
+        >>> pipeline = Pipeline.load("mobilenet.evlm")  # doctest: +SKIP
+        >>> print(pipeline("cat.jpg").to_text())  # doctest: +SKIP
+    """
+
+    def __init__(self, task: str, parts: Parts, manifest: Manifest | None) -> None:
+        """Take parts that were checked; ``load`` and ``from_parts`` check them."""
+        self.task = task
+        self.manifest = manifest
+        self.processing = parts.processing
+        self.labels = parts.labels
+        self.scoring = parts.scoring
+        self.sessions = parts.sessions
+        self._task = load_task(task)(parts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, n_threads: int | None = None) -> Pipeline:
+        """The pipeline of a bundle: a folder or an ``.evlm`` archive.
+
+        Args:    n_threads: instead of what the bundle says; 0 is all cores that this process may use.
+        Raises:  BundleError: the bundle breaks a rule. MissingToolError: this machine cannot run it.
+        """
+        bundle = open_bundle(path)
+        bundle.check_requires()
+        return cls.from_bundle(bundle, n_threads=n_threads)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, n_threads: int | None = None) -> Pipeline:
+        """The pipeline of an open bundle; its image graph is opened now, others when they are needed."""
+        if n_threads is not None and n_threads < 0:
+            raise UsageError(f"There cannot be {n_threads} threads.", hint="Give a number above 0, or 0 for all cores.")
+        manifest = bundle.manifest
+        openers = {
+            component.name: functools.partial(_open_session, bundle, component, n_threads)
+            for component in manifest.components
+        }
+        sessions = LazySessions(openers)
+        _ = sessions[load_task(manifest.task).needs[0].component]
+        parts = Parts(
+            sessions=sessions,
+            processing=manifest.processing,
+            labels=manifest.labels,
+            scoring=manifest.scoring,
+            file=bundle.file,
+        )
+        return cls(manifest.task, parts, manifest)
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        task: str,
+        processing: Processing,
+        sessions: Mapping[str, Session],
+        labels: Sequence[str] = (),
+        scoring: Scoring | None = None,
+        folder: Path | None = None,
+    ) -> Pipeline:
+        """A pipeline without a bundle.
+
+        Args:    folder: what the paths in ``processing`` and ``scoring`` are relative to.
+        Raises:  UsageError: there is no such task. BundleError: the parts do not make one.
+        """
+        check_image_processing(processing.image)
+        load_task(task).check(frozenset(sessions), processing, scoring)
+        parts = Parts(
+            sessions=sessions,
+            processing=processing,
+            labels=tuple(labels),
+            scoring=scoring,
+            file=(folder or Path()).joinpath,
+        )
+        return cls(task, parts, None)
+
+    def __call__(self, image: ImageSource, *, labels: Sequence[str] | None = None, top_k: int = 5) -> Result:
+        """The answer for one picture.
+
+        Args:
+            labels: what to choose from, where the bundle holds a text encoder.
+            top_k: how many classes the answer names at most.
+        Raises: DataError: the picture cannot be read. UsageError: the labels cannot be used.
+        """
+        return self.predict(self.preprocess(image)[None], labels=labels, top_k=top_k)[0]
+
+    def preprocess(self, image: ImageSource) -> Array:
+        """A picture as the graph takes it.
+
+        Shapes: float32 [3, height, width].
+        """
+        return preprocess(decode_image(image), self.processing.image)
+
+    def outputs(self, pixel_values: Array) -> dict[str, Array]:
+        """What the image graph gives, by output name.
+
+        Shapes: pixel_values float32 [n, 3, height, width] for any n, whatever batch the graph was built for.
+        """
+        expected = (3, self.processing.image.height, self.processing.image.width)
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected or len(pixel_values) == 0:
+            raise UsageError(
+                f"The pixel values have the shape {pixel_values.shape}, not (n, {', '.join(map(str, expected))}).",
+                hint="Make them with Pipeline.preprocess and numpy.stack.",
+            )
+        return self._task.outputs(pixel_values.astype(np.float32, copy=False))
+
+    def predict(
+        self, pixel_values: Array, *, labels: Sequence[str] | None = None, top_k: int = 5
+    ) -> tuple[Result, ...]:
+        """One answer per row of ``pixel_values``, in order."""
+        return self.results(self.outputs(pixel_values), labels=labels, top_k=top_k)
+
+    def results(
+        self, outputs: Mapping[str, Array], *, labels: Sequence[str] | None = None, top_k: int = 5
+    ) -> tuple[Result, ...]:
+        """The answers that follow from what ``outputs`` gave."""
+        if top_k < 1:
+            raise UsageError(f"An answer cannot name {top_k} classes.", hint="Ask for at least 1.")
+        if isinstance(labels, str):
+            raise UsageError("The labels came as one text.", hint="Pass a list: ['cat', 'dog'].")
+        return self._task.results(outputs, labels=None if labels is None else tuple(labels), top_k=top_k)
+
+
+def _open_session(bundle: Bundle, component: Component, n_threads: int | None) -> Session:
+    for file in component.files:
+        bundle.file(file)
+    options = component.session
+    if n_threads is not None:
+        options = msgspec.structs.replace(options, n_threads=n_threads)
+    return load_backend(component.backend).open(bundle.root / component.file, options)

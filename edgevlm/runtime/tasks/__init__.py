@@ -1,0 +1,122 @@
+"""What a model is for. One file per task, one line here.
+
+A task says which components it needs, runs them, and turns what they give into a typed result. The compile side
+evaluates with the same code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from edgevlm.errors import BundleError, UsageError, did_you_mean
+from edgevlm.runtime.backends import Session
+from edgevlm.runtime.spec import Array, Processing, Scoring
+
+TASKS: dict[str, str] = {
+    "image-classification": "edgevlm.runtime.tasks.image_classification:ImageClassification",
+    "image-feature-extraction": "edgevlm.runtime.tasks.image_feature_extraction:ImageFeatureExtraction",
+    "zero-shot-image-classification": (
+        "edgevlm.runtime.tasks.zero_shot_image_classification:ZeroShotImageClassification"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """A component of a task.
+
+    Args:
+        component: its name.
+        inputs: what it is fed, by name; ``pixel_values`` stands for the image processing's ``input_name``.
+        outputs: it gives at least one of these, best first.
+        is_optional: it may be missing where the task has a substitute.
+    """
+
+    component: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    is_optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a task is made of.
+
+    Args:
+        sessions: by component name; looked up when needed.
+        file: the local path of a file that ``processing`` or ``scoring`` names.
+    """
+
+    sessions: Mapping[str, Session]
+    processing: Processing
+    labels: tuple[str, ...]
+    scoring: Scoring | None
+    file: Callable[[str], Path]
+
+
+class Result(Protocol):
+    """An answer for one picture: a frozen ``Spec``, so ``edgevlm.runtime.spec.to_json`` writes it."""
+
+    def to_text(self) -> str:
+        """For people, without a line feed at the end."""
+        ...
+
+    def is_same_answer(self, other: Any, *, tolerance: float) -> bool:
+        """Whether ``other`` decides the same; what lies within ``tolerance`` of each other counts as a tie."""
+        ...
+
+
+class Task(Protocol):
+    """Everything that is done between a graph's input and the answer."""
+
+    needs: ClassVar[tuple[Need, ...]]
+    result_type: ClassVar[type[Result]]
+
+    def __init__(self, parts: Parts) -> None: ...
+
+    @classmethod
+    def check(cls, components: frozenset[str], processing: Processing, scoring: Scoring | None) -> None:
+        """Refuse what the task cannot work with, before anything is opened.
+
+        Raises: BundleError: with what is missing.
+        """
+        ...
+
+    def outputs(self, pixel_values: Array) -> dict[str, Array]:
+        """What the image graph gives, by output name, float32 [n, 3, height, width] in."""
+        ...
+
+    def results(
+        self, outputs: Mapping[str, Array], *, labels: tuple[str, ...] | None, top_k: int
+    ) -> tuple[Result, ...]:
+        """One answer per row of ``outputs``.
+
+        Raises: UsageError: the labels cannot be used.
+        """
+        ...
+
+
+def load_task(name: str) -> type[Task]:
+    """The task called ``name``.
+
+    Raises: UsageError: nothing is called so.
+    """
+    if name not in TASKS:
+        raise UsageError(f"There is no task '{name}'.", hint=did_you_mean(name, TASKS))
+    module, _, attribute = TASKS[name].partition(":")
+    task: type[Task] = getattr(importlib.import_module(module), attribute)
+    return task
+
+
+def check_needs(needs: tuple[Need, ...], components: frozenset[str]) -> None:
+    """Raises: BundleError: a component that the task must have is missing."""
+    missing = [need.component for need in needs if not need.is_optional and need.component not in components]
+    if missing:
+        raise BundleError(
+            f"The task needs the component '{missing[0]}', but there is {', '.join(sorted(components)) or 'none'}.",
+            hint="Compile the model again.",
+        )

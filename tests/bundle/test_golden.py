@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edgevlm.bundle.golden import make_golden
+from edgevlm.runtime.pipeline import Pipeline
+from edgevlm.runtime.spec import Processing, from_json
+from edgevlm.runtime.verify import golden_conditions
+from tests.runtime import tiny
+
+
+def test_golden_cases_hold_the_picture_the_outputs_and_the_answer(tmp_path: Path):
+    manifest, files = tiny.parts("image-classification")
+    pipeline = Pipeline.from_parts(
+        task="image-classification",
+        processing=Processing(image=tiny.IMAGE),
+        sessions={"model": tiny.open_graph(files["components/model.onnx"], tmp_path)},
+        labels=tiny.LABELS,
+    )
+    picture = tiny.picture("green", (31, 17))
+    golden, made = make_golden(pipeline, [picture, picture], components=manifest.components, tolerance=0.01)
+    assert golden.made_on == golden_conditions(manifest.components)
+    assert golden.tolerance == 0.01
+    assert len(golden.cases) == 2
+    assert len(made) == 6
+    case = golden.cases[0]
+    assert np.array_equal(Image.open(io.BytesIO(made[case.picture])), picture)
+    expected = pipeline.outputs(pipeline.preprocess(picture)[None])["logits"]
+    assert np.array_equal(np.load(io.BytesIO(made[case.outputs["logits"]])), expected)
+    answer = pipeline(picture)
+    assert from_json(made[case.answer], type(answer)) == answer
+
+
+def test_the_same_pictures_give_the_same_bytes(tmp_path: Path):
+    files = [tiny.make_bundle(tmp_path / name) / "golden/0.png" for name in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
