@@ -9,8 +9,16 @@ from edgevlm.runtime.spec import Accuracy, Latency, Spec
 
 REPORT_SCHEMA_VERSION = 1
 
-Status = Literal["winner", "inside budgets", "slower than float", "dropped early", "over a budget",
-                 "not measured validly", "failed", "float"]
+Status = Literal[
+    "winner",
+    "inside budgets",
+    "slower than float",
+    "dropped early",
+    "over a budget",
+    "not measured validly",
+    "failed",
+    "float",
+]
 
 
 class CandidateRow(Spec, frozen=True, kw_only=True):

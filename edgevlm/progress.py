@@ -1,0 +1,51 @@
+"""What long work says while it runs: four small events and whoever listens to them.
+
+A step is started, says how far it is as often as it likes, and is finished; steps may lie inside one another.
+Work takes ``progress: Progress = silent`` and never prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepStarted:
+    """``name`` is the step's, as in the plan; ``detail`` says what is being done, in a few words."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """``fraction`` is how much is done, 0 to 1; None where nobody knows."""
+
+    name: str
+    fraction: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StepFinished:
+    """``hit`` says that the result was looked up, not made."""
+
+    name: str
+    wall_s: float
+    hit: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence that the user should see once, such as a warning."""
+
+    text: str
+
+
+Event = StepStarted | StepProgress | StepFinished | Note
+Progress = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Listen to nothing."""

@@ -1,0 +1,395 @@
+"""What every rendering of a report says: the derived facts and their wording, once, so that no two formats disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgevlm.measure.spec import Comparison, Environment, Measurement
+from edgevlm.report.notation import MISSING, count, interval, ms, percent, points, seconds, size, times
+from edgevlm.report.spec import CandidateRow, Report, Status
+from edgevlm.runtime.spec import Spec
+
+# In the order a reader wants them, each with a sign, so that no verdict is told by colour alone.
+SIGNS: dict[Status, str] = {
+    "winner": "★",
+    "float": "◆",
+    "inside budgets": "●",
+    "slower than float": "▲",
+    "over a budget": "■",
+    "dropped early": "▼",
+    "not measured validly": "○",
+    "failed": "✕",
+}
+
+BUDGETS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "max_drop": ("Accuracy drop at most", lambda value: f"{100 * value:g} {'point' if value == 0.01 else 'points'}"),
+    "max_latency_ms": ("Median latency at most", lambda value: f"{value:g} ms"),
+    "max_size_mb": ("Size at most", lambda value: f"{value:g} MB"),
+}
+
+
+# --- who is who -------------------------------------------------------------------------------------------
+
+
+def float_name(report: Report) -> str | None:
+    """The candidate that all others are compared with; None where nobody says which."""
+    marked = next((row.name for row in report.candidates if row.status == "float"), None)
+    if marked or not report.comparisons:
+        return marked or (report.winner if report.selection == "float-fallback" else None)
+    return report.comparisons[0].baseline
+
+
+def float_ships(report: Report) -> bool:
+    return report.selection == "float-fallback" or report.winner == float_name(report)
+
+
+def row_of(report: Report, name: str | None) -> CandidateRow | None:
+    return next((row for row in report.candidates if row.name == name), None)
+
+
+def in_order(report: Report) -> tuple[CandidateRow, ...]:
+    """The winner, float, then by verdict and by latency."""
+    order = list(SIGNS)
+
+    def key(row: CandidateRow) -> tuple[bool, bool, int, bool, float]:
+        is_float = row.name == float_name(report)
+        return (
+            row.name != report.winner,
+            not is_float,
+            order.index(row.status),
+            row.p50_ms is None,
+            row.p50_ms or 0.0,
+        )
+
+    return tuple(sorted(report.candidates, key=key))
+
+
+def measurement_of(report: Report, name: str) -> tuple[Comparison, Measurement] | None:
+    """Where a candidate was timed and has samples; the last such comparison, as that is the one extended."""
+    for comparison in reversed(report.comparisons):
+        for measurement in comparison.measurements:
+            if measurement.subject == name and measurement.turns_ms:
+                return comparison, measurement
+    return None
+
+
+def pareto(report: Report) -> tuple[CandidateRow, ...]:
+    """The rows that no other beats in both latency and accuracy, fastest first; only what was measured validly."""
+    front: list[CandidateRow] = []
+    for row in sorted(plotted(report), key=lambda r: (r.p50_ms or 0.0, -(r.accuracy or 0.0))):
+        if row.status != "not measured validly" and (not front or (row.accuracy or 0.0) > (front[-1].accuracy or 0.0)):
+            front.append(row)
+    return tuple(front)
+
+
+def plotted(report: Report) -> tuple[CandidateRow, ...]:
+    return tuple(row for row in in_order(report) if row.p50_ms is not None and row.accuracy is not None)
+
+
+def is_timed(report: Report) -> bool:
+    return any(row.p50_ms is not None for row in report.candidates)
+
+
+def is_judged(report: Report) -> bool:
+    return any(row.accuracy is not None for row in report.candidates)
+
+
+# --- sentences --------------------------------------------------------------------------------------------
+
+
+class Figure(Spec, frozen=True, kw_only=True):
+    """One of the few numbers at the top: what it is, the number, its unit, and its conditions."""
+
+    label: str
+    value: str
+    unit: str
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        return f"{self.value}{self.unit}" if self.unit in ("×", "%") else f"{self.value} {self.unit}".rstrip()
+
+
+def headline(report: Report) -> str:
+    """What ships and how fast it is, in one line."""
+    latency = report.latency
+    if report.selection == "unmeasured":
+        return "Variants ship; none was measured on the target"
+    if float_ships(report):
+        return "The float model ships"
+    asked = ", as requested" if report.selection == "requested" else ""
+    if latency is None or latency.ratio is None:
+        return f"{report.winner} ships{asked}"
+    return f"{report.winner} ships{asked}: {times(1 / latency.ratio)}× the speed of float"
+
+
+def key_figures(report: Report) -> tuple[Figure, ...]:
+    return (_speed(report), _median(report), _accuracy(report), _size(report))
+
+
+def _speed(report: Report) -> Figure:
+    latency = report.latency
+    label = "Speed against float"
+    if report.selection == "unmeasured":
+        return Figure(label=label, value=MISSING, unit="", notes=("not measured",))
+    if float_ships(report):
+        return Figure(label=label, value="1.00", unit="×", notes=("this is the float model",))
+    if latency is None or latency.ratio is None:
+        return Figure(label=label, value=MISSING, unit="", notes=("not measured",))
+    notes = []
+    if latency.ratio_low is not None and latency.ratio_high is not None:
+        low, high = times(1 / latency.ratio_high), times(1 / latency.ratio_low)
+        notes.append(f"{confidence(report)}% interval {low} to {high}")
+    found = measurement_of(report, report.winner)
+    if found:
+        ratio = found[0].ratio(report.winner)
+        if ratio:
+            notes.append(f"from {count(ratio.n_pairs, 'paired turn')}")
+        if not found[0].is_valid or (ratio and not ratio.is_valid):
+            notes.append("the measurement is not valid, see below")
+    return Figure(label=label, value=times(1 / latency.ratio), unit="×", notes=tuple(notes))
+
+
+def _median(report: Report) -> Figure:
+    latency = report.latency
+    if latency is None:
+        return Figure(label="Median latency", value=MISSING, unit="", notes=("not measured",))
+    return Figure(
+        label="Median latency",
+        value=ms(latency.p50_ms),
+        unit="ms",
+        notes=(
+            f"p90 {ms(latency.p90_ms)} ms, p99 {ms(latency.p99_ms)} ms",
+            f"batch {latency.batch}, {threads(latency.n_threads)}",
+        ),
+    )
+
+
+def _accuracy(report: Report) -> Figure:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return Figure(label="Accuracy", value=MISSING, unit="", notes=("not judged",))
+    return Figure(
+        label=f"{'Accuracy' if accuracy.has_labels else 'Agreement with float'}, {report.metric}",
+        value=percent(accuracy.value).rstrip("%"),
+        unit="%",
+        notes=(drop_text(report), f"on {count(accuracy.n, 'picture')} never used to choose"),
+    )
+
+
+def _size(report: Report) -> Figure:
+    value, _, unit = size(report.size_bytes).partition(" ")
+    note = "this is the float model"
+    if not float_ships(report) and report.float_size_bytes:
+        share = 100 * report.size_bytes / report.float_size_bytes
+        note = f"{share:.0f}% of float's {size(report.float_size_bytes)}"
+    return Figure(label="Size", value=value, unit=unit, notes=(note,))
+
+
+def metric_name(report: Report) -> str:
+    """The metric with what it was judged by: without labels, the float model is the judge."""
+    accuracy = report.accuracy
+    has_labels = accuracy.has_labels if accuracy else report.data.has_labels
+    return report.metric if has_labels else f"{report.metric}, agreement with float"
+
+
+def drop_text(report: Report) -> str:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return "not judged"
+    if float_ships(report):
+        return "this is the float model"
+    low, high = points(accuracy.drop_low), points(accuracy.drop_high)
+    return f"drop {points(accuracy.drop)} points, 95% interval {low} to {high}"
+
+
+def confidence(report: Report) -> str:
+    protocol = report.comparisons[-1].protocol if report.comparisons else None
+    return f"{100 * (protocol.confidence if protocol else 0.95):g}"
+
+
+def threads(n: int) -> str:
+    return count(n, "thread") if n else "all threads"
+
+
+def about_candidates(report: Report) -> str:
+    """How to read the table of candidates."""
+    told = []
+    if is_timed(report):
+        told.append(
+            "Times are of the model alone, preprocessing excluded. Time ÷ float is measured in turns with float: "
+            f"below 1 is faster, brackets hold the {confidence(report)}% interval."
+        )
+    else:
+        told.append("Nothing was timed.")
+    if is_judged(report):
+        told.append("Accuracy here is on the select split: it chooses the winner and claims nothing.")
+    return " ".join(told)
+
+
+def ratio_text(row: CandidateRow) -> str:
+    if row.ratio is None:
+        return MISSING
+    if row.ratio_low is None or row.ratio_high is None:
+        return times(row.ratio)
+    return f"{times(row.ratio)} {interval(times(row.ratio_low), times(row.ratio_high))}"
+
+
+def row_drop_text(row: CandidateRow) -> str:
+    if row.drop is None:
+        return MISSING
+    if row.drop_low is None or row.drop_high is None:
+        return points(row.drop)
+    return f"{points(row.drop)} {interval(points(row.drop_low), points(row.drop_high))}"
+
+
+def budgets(report: Report) -> tuple[tuple[str, str], ...]:
+    """Each budget in words; one that this version has no words for keeps its name."""
+    told = []
+    for name, value in report.budgets.items():
+        words, text = BUDGETS.get(name, (name, lambda value: f"{value:g}"))
+        told.append((words, text(value)))
+    return tuple(told)
+
+
+def how_judged(report: Report) -> tuple[tuple[str, str], ...]:
+    """How accuracy was judged, as terms and sentences."""
+    data, accuracy = report.data, report.accuracy
+    judge = (
+        "The data set's own labels."
+        if data.has_labels
+        else "No labels were given: an answer counts as right where it agrees with the float model. "
+        "This says what lowering changed, not how good the model is."
+    )
+    rows = [
+        ("Metric", metric_name(report)),
+        ("Judge", judge),
+        ("Pictures", data.source + (" (generated)" if data.is_synthetic else "")),
+        ("Calibrate on", count(data.n_calibrate, "picture")),
+        ("Select on", f"{count(data.n_select, 'picture')}; these numbers choose the winner and claim nothing"),
+        ("Report on", f"{count(data.n_report, 'picture')}, used once, after the choice"),
+    ]
+    if accuracy is None:
+        rows.append(("Claim", "None: accuracy was not judged."))
+    elif float_ships(report):
+        rows.append(("Claim", f"{percent(accuracy.value)} on the report split; this is the float model."))
+    else:
+        rows.append(
+            (
+                "Claim",
+                f"{percent(accuracy.value)} on the report split against {percent(accuracy.reference)} for float: "
+                f"{drop_text(report)}, paired picture by picture.",
+            )
+        )
+    return tuple(rows)
+
+
+def cautions(report: Report) -> tuple[str, ...]:
+    """The report's own warnings, then those that follow from what it holds."""
+    found = list(report.warnings)
+    if report.data.is_synthetic:
+        found.append(
+            "Accuracy was judged on generated pictures: it shows what lowering changed, "
+            "not how the model does on real photographs."
+        )
+    invalid = [c for c in report.comparisons if not c.is_valid]
+    if invalid:
+        found.append(
+            f"{count(len(invalid), 'latency measurement')} of {len(report.comparisons)} not valid: "
+            f"{_joined([reason for c in invalid for reason in c.reasons])}."
+        )
+    return tuple(found)
+
+
+def _joined(sentences: Sequence[str]) -> str:
+    return "; ".join(sentence.rstrip(".") for sentence in sentences) or "no reason was given"
+
+
+class Validity(Spec, frozen=True, kw_only=True):
+    """What one interleaved measurement says about itself."""
+
+    title: str
+    is_valid: bool
+    reasons: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    subjects: tuple[tuple[str, str], ...]
+
+
+def validity(report: Report) -> tuple[Validity, ...]:
+    n = len(report.comparisons)
+    return tuple(
+        Validity(
+            title=f"Measurement {i} of {n}" if n > 1 else "Measurement",
+            is_valid=comparison.is_valid,
+            reasons=comparison.reasons,
+            facts=_protocol(comparison),
+            subjects=_troubles(comparison),
+        )
+        for i, comparison in enumerate(report.comparisons, start=1)
+    )
+
+
+def _protocol(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    protocol = comparison.protocol
+    n_runs = sum(len(turn) for m in comparison.measurements for turn in m.turns_ms)
+    return (
+        ("Baseline", comparison.baseline),
+        ("Subjects", f"{len(comparison.measurements)}, each in a process of its own, taking turns"),
+        ("Runs kept", f"{n_runs:,} after {protocol.warmup_ms:g} ms of warm-up each"),
+        (
+            "Turns",
+            f"{protocol.min_rounds} to {protocol.n_rounds} of about {protocol.block_ms:g} ms, "
+            f"at least {count(protocol.min_runs_per_turn, 'run')} each",
+        ),
+        ("Interval", f"bootstrap over paired turns, {100 * protocol.confidence:g}%, seed {protocol.seed}"),
+        ("Took", seconds(comparison.wall_s) + (", extended once" if comparison.was_extended else "")),
+        ("Other programs", _other_load(comparison)),
+        ("Machine", comparison.environment.machine),
+    )
+
+
+def _other_load(comparison: Comparison) -> str:
+    if comparison.other_load is None:
+        return "not known: the system does not tell"
+    return f"took {percent(comparison.other_load)} of the machine's processor time meanwhile"
+
+
+def _troubles(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    found: list[tuple[str, str]] = []
+    for m in comparison.measurements:
+        ratio = comparison.ratio(m.subject)
+        if m.failure:
+            found.append((m.subject, f"failed: {m.failure}"))
+        if m.dropped_after_round is not None:
+            found.append((m.subject, f"dropped after {count(m.dropped_after_round, 'turn')}, surely slower"))
+        elif ratio and not ratio.is_valid:
+            found.append((m.subject, f"ratio not valid: {_joined(ratio.reasons)}"))
+    return tuple(found)
+
+
+def environment_facts(environment: Environment) -> tuple[tuple[str, str], ...]:
+    return (
+        ("Machine", environment.machine),
+        ("Architecture", environment.arch),
+        ("Instruction sets", ", ".join(environment.isa) or MISSING),
+        ("Cores", str(environment.n_cores)),
+        ("Memory", size(environment.memory_bytes)),
+        ("Operating system", environment.os),
+        ("Python", environment.python),
+        *sorted(environment.tools.items()),
+    )
+
+
+def provenance_facts(report: Report) -> tuple[tuple[str, str], ...]:
+    return (
+        ("Source", report.source),
+        ("Licence", report.licence or "not stated by the source: ask its author before you distribute the bundle"),
+        ("Task", report.task),
+        ("Target", report.target),
+        *sorted(report.tools.items()),
+    )
+
+
+def steps_summary(report: Report) -> str:
+    hits = sum(step.hit for step in report.steps)
+    total = sum(step.wall_s for step in report.steps)
+    return f"{count(len(report.steps), 'step')}, {hits} looked up in the store, {seconds(total)} in all."
