@@ -1,3 +1,57 @@
-"""edgevlm: a compiler that takes vision and vision-language models to edge hardware."""
+"""edgevlm: a compiler that takes vision and vision-language models to edge hardware.
+
+One function per verb of the command line; nothing heavy is imported before one is called.
+
+    >>> import edgevlm
+    >>> compiled = edgevlm.compile("demo", target="cpu")  # doctest: +SKIP
+    >>> edgevlm.run(compiled.bundle, "picture.jpg").to_text()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgevlm import cache as cache
+    from edgevlm import targets as targets
+    from edgevlm.compiler import compile as compile
+    from edgevlm.compiler import prepare as prepare
+    from edgevlm.diagnosis import doctor as doctor
+    from edgevlm.evaluation.evaluation import evaluate_bundle as evaluate
+    from edgevlm.measure.bundles import benchmark_bundles as benchmark
+    from edgevlm.verbs import inspect as inspect
+    from edgevlm.runtime.verify import verify_bundle as verify
+    from edgevlm.runtime.pipeline import Pipeline as Pipeline
+    from edgevlm.verbs import run as run
+
+# Public name -> where it stands ("module" or "module:attribute").
+_PUBLIC = {
+    "Pipeline": "edgevlm.runtime.pipeline:Pipeline",
+    "benchmark": "edgevlm.measure.bundles:benchmark_bundles",
+    "cache": "edgevlm.cache",
+    "compile": "edgevlm.compiler:compile",
+    "doctor": "edgevlm.diagnosis:doctor",
+    "evaluate": "edgevlm.evaluation.evaluation:evaluate_bundle",
+    "inspect": "edgevlm.verbs:inspect",
+    "prepare": "edgevlm.compiler:prepare",
+    "run": "edgevlm.verbs:run",
+    "targets": "edgevlm.targets",
+    "verify": "edgevlm.runtime.verify:verify_bundle",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'edgevlm' has no attribute '{name}'")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return __all__

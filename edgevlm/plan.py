@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
+from edgevlm.measure.spec import Protocol
 from edgevlm.model import Model
 from edgevlm.runtime.spec import Spec
 from edgevlm.target import Target
@@ -33,6 +36,8 @@ class Request(Spec, frozen=True, kw_only=True):
         batch: pictures in a call; None leaves it free (and is measured at 1).
         n_threads: 0 means the target's cores.
         backends: empty means those of the target that are installed.
+        calibration: a recipe's name.
+        protocol: how candidates are timed against each other.
     """
 
     budgets: Budgets = Budgets()
@@ -42,6 +47,7 @@ class Request(Spec, frozen=True, kw_only=True):
     n_threads: int = 0
     backends: tuple[str, ...] = ()
     calibration: str = "default"
+    protocol: Protocol = Protocol()
 
 
 class DataDigests(Spec, frozen=True, kw_only=True):
@@ -81,7 +87,9 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
     exports = tuple(_export(model, graph.name, target, request) for graph in model.graphs)
     fold = (_fold(model, request),) if is_folded else ()
     shipped = tuple(graph.name for graph in model.graphs if not (is_folded and graph.name == TEXT_ENCODER))
-    search = _search(model, target, request, data, shipped, needs=(*(f"export:{name}" for name in shipped), *names(fold)))
+    search = _search(
+        model, target, request, data, shipped, needs=(*(f"export:{name}" for name in shipped), *names(fold))
+    )
     confirm = Step(
         name="confirm",
         action="confirm",
@@ -93,7 +101,12 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
         name="bundle",
         action="bundle",
         summary="golden vectors, manifest, bill of materials",
-        params={"name": model.name, "target": target.name, "licence": model.source.licence, "asked": model.source.asked},
+        params={
+            "name": model.name,
+            "target": target.name,
+            "licence": model.source.licence,
+            "asked": model.source.asked,
+        },
         needs=("confirm", "search", *search.needs),
     )
     return (*exports, *fold, search, confirm, bundle)
@@ -162,6 +175,7 @@ def _search(
             "batch": request.batch,
             "budgets": _budgets(request.budgets),
             "calibration": request.calibration,
+            "protocol": msgspec.to_builtins(request.protocol),
             "calibrate": data.calibrate,
             "select": data.select,
         },

@@ -21,18 +21,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgevlm.errors import StoreError
+from edgevlm.runtime.cache import cache_root
 from edgevlm.runtime.spec import Spec, from_json, to_json
 
 T = TypeVar("T")
 
+__all__ = [
+    "Entry",
+    "Store",
+    "Stored",
+    "cache_root",
+    "code_digest",
+    "differing",
+    "key_of",
+    "read_spec",
+    "storing",
+    "write_spec",
+]
+
 _PARTS = "parts.json"
-
-
-def cache_root() -> Path:
-    """``$EDGEVLM_CACHE``, else ``edgevlm`` in the user's cache folder."""
-    if asked := os.environ.get("EDGEVLM_CACHE"):
-        return Path(asked).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgevlm"
 
 
 class Entry(Spec, frozen=True, kw_only=True):
@@ -100,6 +107,10 @@ class Store:
             raise
         return Entry(path=home, key=key, hit=False, wall_s=time.monotonic() - started, why=why)
 
+    def is_kept(self, entry: Entry) -> bool:
+        """Whether a result is stored, or serves this process alone."""
+        return entry.path not in self._unkept
+
     def forget_unkept(self) -> None:
         """Remove the results that were not to be kept. Call when nobody reads them any more."""
         while self._unkept:
@@ -113,8 +124,9 @@ class Store:
             if home.name.startswith("tmp-"):
                 continue
             n_bytes = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
-            found.append(Stored(action=home.parent.name, key=home.name, n_bytes=n_bytes,
-                                made_at=home.stat().st_mtime, path=home))
+            found.append(
+                Stored(action=home.parent.name, key=home.name, n_bytes=n_bytes, made_at=home.stat().st_mtime, path=home)
+            )
         yield from sorted(found, key=lambda entry: -entry.made_at)
 
     def clear(self) -> int:

@@ -76,7 +76,8 @@ def read_target(name_or_path: str) -> Target:
     else:
         raise UsageError(
             f"There is no target '{name_or_path}'.",
-            hint=did_you_mean(name_or_path, target_names()) + " `edgevlm targets list` shows them; a path to a TOML works too.",
+            hint=did_you_mean(name_or_path, target_names())
+            + " `edgevlm targets list` shows them; a path to a TOML works too.",
         )
     target = read_toml(path, Target, what="target file")
     if target.name != path.stem:
@@ -177,4 +178,3 @@ def _toml_value(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml_value(item) for item in value)}]"
     return str(value)
-

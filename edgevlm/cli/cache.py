@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgevlm.cli.common import Output, output_options, table_text
+from edgevlm.cli.common import Output, output_options
 
 
 @click.group("cache")
@@ -27,6 +27,7 @@ def cache_group() -> None:
 def list_command(output: Output) -> None:
     """Every stored result, newest first."""
     from edgevlm import cache
+    from edgevlm.cli.tables import table_text
     from edgevlm.store import cache_root
 
     entries = cache.list()
@@ -42,7 +43,7 @@ def list_command(output: Output) -> None:
             for entry in entries
         ]
         total = f"{len(entries)} results, {sum(e.n_bytes for e in entries) / 1e6:.1f} MB in {cache_root()}"
-        return f"{table_text(rows, header=('STEP', 'KEY', 'SIZE', 'MADE'))}\n{total}" if rows else total
+        return f"{table_text(('STEP', 'KEY', 'SIZE', 'MADE'), rows, right=(2,))}\n{total}" if rows else total
 
     output.value(entries, text)
 
@@ -53,12 +54,13 @@ def list_command(output: Output) -> None:
 def why_command(bundle: Path | None, output: Output) -> None:
     """Why each step of the last compile (or of BUNDLE's) was looked up or made anew."""
     from edgevlm import cache
+    from edgevlm.cli.tables import table_text
 
     run = cache.why(bundle)
 
     def text() -> str:
         rows = [(row.name, "hit" if row.hit else "made", f"{row.wall_s:.1f} s", row.why) for row in run.steps]
-        return f"{run.source} for {run.target}\n{table_text(rows, header=('STEP', 'RESULT', 'TIME', 'WHY'))}"
+        return f"{run.source} for {run.target}\n{table_text(('STEP', 'RESULT', 'TIME', 'WHY'), rows, right=(2,))}"
 
     output.value(run, text)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgevlm.runtime.spec import to_json
+
+if TYPE_CHECKING:
+    from edgevlm.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,6 +26,12 @@ class Output:
     is_verbose: bool
     is_json: bool
     has_color: bool | None
+
+    def progress(self) -> AbstractContextManager[Progress]:
+        """Who listens to long work while the block runs."""
+        from edgevlm.cli.progress import shown_progress
+
+        return shown_progress(quiet=self.is_quiet, verbose=self.is_verbose, color=self.has_color is not False)
 
     def value(self, value: object, text: str | Callable[[], str]) -> None:
         """Print a result: the value as JSON, or its text."""
@@ -49,18 +59,8 @@ def output_options(command: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-def table_text(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...] = ()) -> str:
-    """Columns aligned by spaces; the last column is left ragged.
+def labels_option(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """``--labels``: a file with one label a line, or labels with commas between them."""
+    from edgevlm.ingest import read_labels
 
-    Example:
-        >>> print(table_text([("a", "1"), ("bcd", "2")], header=("name", "n")))
-        name  n
-        a     1
-        bcd   2
-    """
-    lines = [header, *rows] if header else list(rows)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)] if lines else []
-    return "\n".join(
-        "  ".join((*(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)), line[-1])).rstrip()
-        for line in lines
-    )
+    return read_labels(value) if value is not None else ()

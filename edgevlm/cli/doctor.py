@@ -23,7 +23,7 @@ def doctor_command(output: Output) -> int:
     Example:
       edgevlm doctor
     """
-    from edgevlm.doctor import doctor, is_healthy
+    from edgevlm.diagnosis import doctor, is_healthy
 
     checks = doctor()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgevlm.cli.common import Output, output_options, table_text
+from edgevlm.cli.common import Output, output_options
 
 
 @click.group("targets")
@@ -27,9 +27,10 @@ def targets_group() -> None:
 def list_command(output: Output) -> None:
     """The built-in targets."""
     from edgevlm import targets
+    from edgevlm.cli.tables import table_text
 
     found = targets.list()
-    output.value(found, table_text([(t.name, t.arch, t.description) for t in found], header=("NAME", "ARCH", "WHAT")))
+    output.value(found, table_text(("NAME", "ARCH", "WHAT"), [(t.name, t.arch, t.description) for t in found]))
 
 
 @targets_group.command("show")

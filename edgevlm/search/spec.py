@@ -1,0 +1,60 @@
+"""What a search found."""
+
+from __future__ import annotations
+
+from edgevlm.measure.spec import Comparison
+from edgevlm.report.spec import CandidateRow
+from edgevlm.runtime.spec import SessionOptions, Spec
+
+
+class Variant(Spec, frozen=True, kw_only=True):
+    """One graph in one form.
+
+    Args:
+        name: ``fp32``, or the scheme's.
+        file: the graph; ``files`` adds its external data. Both relative to the search's folder.
+        recipe: how it was made, in words.
+        failure: why it could not be made; then there are no files.
+    """
+
+    graph: str
+    name: str
+    precision: str
+    backend: str
+    file: str = ""
+    files: tuple[str, ...] = ()
+    n_bytes: int = 0
+    session: SessionOptions = SessionOptions()
+    recipe: dict[str, str] = {}
+    failure: str | None = None
+
+
+class Candidate(Spec, frozen=True, kw_only=True):
+    """A variant for every graph; ``variants`` maps a graph to a variant's name."""
+
+    name: str
+    variants: dict[str, str]
+
+
+class SearchResult(Spec, frozen=True, kw_only=True):
+    """Args:
+    contenders: candidates that may ship, best first; the float one is last where it is inside the budgets.
+    is_valid: whether the latencies are to be trusted; where not, ``reasons`` say why.
+    """
+
+    variants: tuple[Variant, ...]
+    candidates: tuple[Candidate, ...]
+    rows: tuple[CandidateRow, ...]
+    contenders: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    metric: str
+    is_valid: bool
+    reasons: tuple[str, ...]
+
+    def variants_of(self, candidate: str) -> tuple[Variant, ...]:
+        """The candidate's graphs, in the order of ``variants``."""
+        chosen = next(each for each in self.candidates if each.name == candidate).variants
+        return tuple(v for v in self.variants if chosen.get(v.graph) == v.name)
+
+    def row(self, candidate: str) -> CandidateRow:
+        return next(row for row in self.rows if row.name == candidate)

@@ -1,0 +1,1 @@
+"""What each step of a plan does. One file per action, one line in ``edgevlm.compiler.ACTIONS``."""

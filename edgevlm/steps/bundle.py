@@ -1,0 +1,210 @@
+"""Everything of a bundle but its report: graphs, processing, golden vectors, manifest, bill of materials."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgevlm.bundle.golden import make_golden
+from edgevlm.bundle.sbom import bill_of_materials
+from edgevlm.export import Exported
+from edgevlm.extras import tool_versions
+from edgevlm.job import Work, place
+from edgevlm.measure.spec import Comparison
+from edgevlm.plan import TEXT_ENCODER
+from edgevlm.runtime.machine import describe_machine
+from edgevlm.runtime.spec import (
+    SCHEMA_VERSION,
+    Component,
+    Latency,
+    Manifest,
+    Processing,
+    Provenance,
+    Requires,
+)
+from edgevlm.search.choose import FLOAT
+from edgevlm.search.spec import SearchResult, Variant
+from edgevlm.steps.confirm import Confirmation
+from edgevlm.steps.inputs import TOKENIZER, processing_files, processing_folder
+from edgevlm.steps.judging import open_pipeline, scoring_of
+from edgevlm.store import read_spec, write_spec
+
+N_GOLDEN = 3
+_GOLDEN_SEED = 77  # of no picture that calibrates, selects or reports
+
+# Another machine's float kernels add in another order, and int8 kernels without VNNI saturate at 16 bits, which moved
+# outputs by 1.2 % where it was tried; what differs by more than this is wrong.
+_TOLERANCES = {FLOAT: 1e-4}
+_QUANTIZED_TOLERANCE = 0.03
+
+# The first ONNX Runtime that reads an ONNX IR version. Source: its docs/Versioning.md.
+_RUNTIME_OF_IR = {8: "1.10", 9: "1.15", 10: "1.18", 11: "1.21", 12: "1.23", 13: "1.24"}
+
+RUNTIME_PACKAGES = ("edgevlm", "onnxruntime", "numpy", "pillow", "tokenizers", "msgspec")
+TOOLS = ("edgevlm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "tokenizers")
+
+
+def run(work: Work) -> None:
+    """``manifest.json`` (without its list of files) and the files below ``files/``."""
+    found = read_spec(work.inputs["search"] / "search.json", SearchResult)
+    confirmed = read_spec(work.inputs["confirm"] / "confirmation.json", Confirmation)
+    variants = found.variants_of(confirmed.winner)
+    components = tuple(_component(work, variant) for variant in variants)
+    for component, variant in zip(components, variants, strict=True):
+        for path, name in zip(component.files, variant.files, strict=True):
+            place(work.inputs["search"] / name, work.out / "files" / path)
+    for path, source in processing_files(work.job, work.inputs.get("fold")).items():
+        place(source, work.out / "files" / path)
+    model = work.job.model
+    with processing_folder(work.job, work.inputs.get("fold")) as folder:
+        pipeline = open_pipeline(work, variants, work.inputs["search"], Path(folder))
+        golden, files = make_golden(
+            pipeline,
+            _golden_pictures(work),
+            components=components,
+            tolerance=max(_TOLERANCES.get(variant.precision, _QUANTIZED_TOLERANCE) for variant in variants),
+            labels=() if pipeline.labels else _golden_labels(work),
+        )
+    for path, data in files.items():
+        target = work.out / "files" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    selection, reason = _selection(work, found, confirmed)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=work.step.params["name"],
+        task=model.task,
+        target=work.step.params["target"],
+        selection=selection,
+        selection_reason=reason,
+        batch=work.job.request.batch,
+        components=components,
+        processing=_processing(model.processing, has_text=any(c.name == TEXT_ENCODER for c in components)),
+        labels=work.job.request.labels or model.labels,
+        scoring=scoring_of(work),
+        accuracy=confirmed.accuracy,
+        latency=latency(found, confirmed.winner),
+        requires=_requires(work, variants),
+        provenance=Provenance(
+            source=_public(work.step.params["asked"]),
+            revision=model.source.revision,
+            weights_sha256=model.source.weights_sha256,
+            licence=work.step.params["licence"],
+            tools=tool_versions(*TOOLS),
+            recipe=_recipe(variants),
+        ),
+        golden=golden,
+        files=(),
+    )
+    materials = bill_of_materials(manifest, runtime_packages=tool_versions(*RUNTIME_PACKAGES))
+    (work.out / "files" / "sbom.cdx.json").write_bytes(materials)
+    write_spec(work.out / "manifest.json", manifest)
+
+
+def latency(found: SearchResult, winner: str) -> Latency:
+    """Of the whole candidate: all its graphs, one after another."""
+    row = found.row(winner)
+    first: Comparison = found.comparisons[0]
+    measured = [
+        comparison.measurement(variant.name)
+        for comparison, variant in zip(found.comparisons, found.variants_of(winner), strict=True)
+    ]
+    assert row.p50_ms is not None and row.p90_ms is not None and row.p99_ms is not None, "what wins was measured"
+    return Latency(
+        p50_ms=row.p50_ms,
+        p90_ms=row.p90_ms,
+        p99_ms=row.p99_ms,
+        n=min(len(m.samples_ms()) for m in measured),
+        n_threads=measured[0].n_threads,
+        batch=1,
+        ratio=row.ratio,
+        ratio_low=row.ratio_low,
+        ratio_high=row.ratio_high,
+        machine=first.environment.machine,
+    )
+
+
+def _component(work: Work, variant: Variant) -> Component:
+    exported = read_spec(work.inputs[f"export:{variant.graph}"] / "exported.json", Exported)
+    names = [Path(file).name for file in variant.files]
+    first = f"components/{variant.graph}.onnx"
+    # External data is named inside the graph, so it keeps its name.
+    others = tuple(f"components/{name}" for name in names[1:])
+    return Component(
+        name=variant.graph,
+        backend=variant.backend,
+        file=first,
+        files=(first, *others),
+        inputs=exported.inputs,
+        outputs=exported.outputs,
+        precision=variant.precision,
+        session=variant.session,
+    )
+
+
+def _selection(
+    work: Work, found: SearchResult, confirmed: Confirmation
+) -> tuple[Literal["measured", "float-fallback", "requested"], str]:
+    rejected = "; ".join(f"{r.name} lost {r.drop:.2%} on the report split" for r in confirmed.rejected)
+    after = f" ({rejected})" if rejected else ""
+    if work.job.request.precision != "auto":
+        return "requested", f"--precision {work.job.request.precision} was asked for{after}"
+    if confirmed.winner != FLOAT:
+        return "measured", f"the fastest inside the budgets{after}"
+    if not found.is_valid:
+        return "float-fallback", f"nothing could be measured validly: {'; '.join(found.reasons)}"
+    return "float-fallback", f"nothing inside the budgets is surely faster than float{after}"
+
+
+def _golden_pictures(work: Work) -> list[Any]:
+    from edgevlm.data.shapes import picture
+
+    # Larger than the graph's input where that is small, so that resizing is part of what is replayed.
+    side = min(max(work.job.model.processing.image.height, 64), 512)
+    return [picture(i, seed=_GOLDEN_SEED, size=side).image for i in range(N_GOLDEN)]
+
+
+def _golden_labels(work: Work) -> tuple[str, ...]:
+    from edgevlm.data.shapes import class_names
+
+    return class_names()[:4] if work.job.model.processing.text else ()
+
+
+def _processing(processing: Processing, *, has_text: bool) -> Processing:
+    if not has_text or processing.text is None:
+        return msgspec.structs.replace(processing, text=None)
+    return msgspec.structs.replace(processing, text=msgspec.structs.replace(processing.text, tokenizer=TOKENIZER))
+
+
+def _requires(work: Work, variants: tuple[Variant, ...]) -> Requires:
+    import onnx
+
+    headers = [
+        onnx.load(work.inputs["search"] / variant.file, load_external_data=False)
+        for variant in variants
+        if variant.backend == "onnxruntime"
+    ]
+    if not headers:
+        return Requires()
+    ir = max(header.ir_version for header in headers)
+    opset = max(each.version for header in headers for each in header.opset_import if each.domain in ("", "ai.onnx"))
+    known = _RUNTIME_OF_IR.get(ir)
+    return Requires(
+        backends={"onnxruntime": known or tool_versions("onnxruntime")["onnxruntime"]}, onnx_ir=ir, opset=opset
+    )
+
+
+def _recipe(variants: tuple[Variant, ...]) -> dict[str, Any]:
+    machine = describe_machine()
+    return {
+        "graphs": {v.graph: {"variant": v.name, **v.recipe} for v in variants},
+        "made_on": f"{machine.name} ({machine.arch})",
+    }
+
+
+def _public(asked: str) -> str:
+    """What the user named, without the folders of the machine that it lay on."""
+    return Path(asked).name if re.match(r"[./~]|[A-Za-z]:[\\/]", asked) else asked

@@ -1,0 +1,63 @@
+"""Judge the best contender on the report split, which nothing was chosen by: the only accuracy that is claimed."""
+
+from __future__ import annotations
+
+from edgevlm.errors import GateError
+from edgevlm.evaluation.evaluation import Drop
+from edgevlm.job import Work
+from edgevlm.runtime.spec import Accuracy, Spec
+from edgevlm.search.choose import FLOAT
+from edgevlm.search.spec import SearchResult
+from edgevlm.steps.judging import Judge
+from edgevlm.store import read_spec, write_spec
+
+# Every look at the report split makes its figure a little too good; three keep that small, and are told.
+MAX_TRIES = 3
+
+
+class Rejected(Spec, frozen=True, kw_only=True):
+    """A contender that lost too much on the report split after all."""
+
+    name: str
+    drop: float
+
+
+class Confirmation(Spec, frozen=True, kw_only=True):
+    """Which candidate ships, with its accuracy on the report split and those of the others that were tried there."""
+
+    winner: str
+    accuracy: Accuracy
+    drop: Drop
+    rejected: tuple[Rejected, ...]
+
+
+def run(work: Work) -> None:
+    """``confirmation.json``.
+
+    Raises: GateError: a precision was insisted on, and none of its candidates keeps to the budget here.
+    """
+    folder = work.inputs["search"]
+    found = read_spec(folder / "search.json", SearchResult)
+    max_drop = work.step.params["max_drop"]
+    rejected: list[Rejected] = []
+    with Judge(work, work.job.splits.report, found.variants_of(FLOAT), folder) as judge:
+        for name in _to_try(found.contenders):
+            drop = judge.drop(found.variants_of(name))
+            if name == FLOAT or drop.value <= max_drop:
+                write_spec(
+                    work.out / "confirmation.json",
+                    Confirmation(winner=name, accuracy=drop.to_accuracy(), drop=drop, rejected=tuple(rejected)),
+                )
+                return
+            rejected.append(Rejected(name=name, drop=drop.value))
+    misses = ", ".join(f"{each.name} drops {each.drop:.2%}" for each in rejected)
+    raise GateError(
+        f"On the report split every candidate loses more than the {max_drop:.2%} that is allowed: {misses}.",
+        hint="Allow more with --max-drop, give more --calibration-data, or leave --precision at auto.",
+    )
+
+
+def _to_try(contenders: tuple[str, ...]) -> tuple[str, ...]:
+    """The first few, and float at the end where it may ship."""
+    others = tuple(name for name in contenders if name != FLOAT)[:MAX_TRIES]
+    return others + ((FLOAT,) if FLOAT in contenders else ())

@@ -1,0 +1,130 @@
+"""The report of a compile, and the files of the bundle that it goes into."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from edgevlm.export import Exported
+from edgevlm.job import Job
+from edgevlm.measure.environment import describe_environment
+from edgevlm.plan import Budgets
+from edgevlm.report import write_report
+from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Proof, Report, StepRow
+from edgevlm.runtime.spec import Manifest
+from edgevlm.search.choose import FLOAT
+from edgevlm.search.spec import SearchResult
+from edgevlm.steps.confirm import Confirmation
+from edgevlm.store import read_spec
+
+
+def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, steps: tuple[StepRow, ...]) -> Report:
+    """Everything that the steps found out, as one value."""
+    found = read_spec(folders["search"] / "search.json", SearchResult)
+    confirmed = read_spec(folders["confirm"] / "confirmation.json", Confirmation)
+    winner, reference = found.row(confirmed.winner), found.row(FLOAT)
+    return Report(
+        schema_version=REPORT_SCHEMA_VERSION,
+        title=f"{manifest.name} for {manifest.target}",
+        task=manifest.task,
+        target=manifest.target,
+        source=manifest.provenance.source,
+        licence=manifest.provenance.licence,
+        verdict=verdict(manifest, winner, confirmed),
+        selection=manifest.selection,
+        winner=confirmed.winner,
+        metric=found.metric,
+        budgets=_budgets(job.request.budgets),
+        accuracy=manifest.accuracy,
+        latency=manifest.latency,
+        size_bytes=winner.size_bytes or 0,
+        float_size_bytes=reference.size_bytes or 0,
+        candidates=tuple(_told(row, confirmed) for row in found.rows),
+        proofs=_proofs(folders),
+        data=DataUse(
+            source=job.data.source,
+            n_calibrate=job.data.n_calibrate,
+            n_select=job.data.n_select,
+            n_report=job.data.n_report,
+            has_labels=job.data.has_labels,
+            is_synthetic=job.data.is_synthetic,
+        ),
+        comparisons=found.comparisons,
+        environment=found.comparisons[0].environment if found.comparisons else describe_environment(),
+        steps=steps,
+        warnings=_warnings(job, found, confirmed, winner),
+        reproduce=job.command,
+        tools=manifest.provenance.tools,
+    )
+
+
+def verdict(manifest: Manifest, winner: CandidateRow, confirmed: Confirmation) -> str:
+    """One or two sentences: what was chosen, and why."""
+    if winner.name == FLOAT:
+        return f"The float model ships: {manifest.selection_reason}."
+    accuracy = confirmed.accuracy
+    assert winner.ratio is not None and winner.ratio_low is not None and winner.ratio_high is not None
+    speed = (
+        f"{1 / winner.ratio:.2f}× as fast as float (95 % interval {1 / winner.ratio_high:.2f} to "
+        f"{1 / winner.ratio_low:.2f})"
+    )
+    change = f"{abs(accuracy.drop) * 100:.2f} points {'less' if accuracy.drop > 0 else 'more'}"
+    if accuracy.drop == 0:
+        change = "exactly as much"
+    return (
+        f"{winner.name} ships ({manifest.selection_reason}): {speed}, with {change} {accuracy.metric} on {accuracy.n} "
+        f"pictures that nothing was chosen by."
+    )
+
+
+def bundle_files(folder: Path, report: Report) -> dict[str, Path | bytes]:
+    """Everything that the bundle step made, and the report in every format."""
+    files: dict[str, Path | bytes] = {}
+    for path in sorted((folder / "files").rglob("*")):
+        if path.is_file():
+            files[path.relative_to(folder / "files").as_posix()] = path
+    with tempfile.TemporaryDirectory(prefix="edgevlm-") as written:
+        for path in write_report(report, Path(written)):
+            files[f"report/{path.name}"] = path.read_bytes()
+    return files
+
+
+def _told(row: CandidateRow, confirmed: Confirmation) -> CandidateRow:
+    """The row with what the report split said of it."""
+    if row.name == confirmed.winner:
+        return msgspec.structs.replace(row, status="winner")
+    rejected = next((each for each in confirmed.rejected if each.name == row.name), None)
+    if rejected is not None:
+        reason = f"lost {rejected.drop:.2%} on the report split, more than is allowed"
+        return msgspec.structs.replace(row, status="over a budget", reason=reason)
+    return row
+
+
+def _proofs(folders: Mapping[str, Path]) -> tuple[Proof, ...]:
+    exports = [folder for name, folder in folders.items() if name.startswith("export:")]
+    return tuple(read_spec(folder / "exported.json", Exported).proof for folder in exports)
+
+
+def _budgets(budgets: Budgets) -> dict[str, float]:
+    asked = {name: getattr(budgets, name) for name in budgets.__struct_fields__}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _warnings(job: Job, found: SearchResult, confirmed: Confirmation, winner: CandidateRow) -> tuple[str, ...]:
+    warnings = list(job.notes)
+    if not found.is_valid:
+        warnings.append(f"Latencies could not be measured validly: {'; '.join(found.reasons)}.")
+    if confirmed.rejected:
+        warnings.append(
+            f"{len(confirmed.rejected) + 1} candidates were tried on the report split, so its figure is slightly too good."
+        )
+    if winner.name != FLOAT and winner.ratio_high is not None and winner.ratio_high >= 1:
+        warnings.append(
+            "What ships is not surely faster than float; it is what was asked for, or what the budgets allow."
+        )
+    if job.request.batch is None:
+        warnings.append("The batch is free; latency was measured at batch 1.")
+    return tuple(dict.fromkeys(warnings))

@@ -1,0 +1,115 @@
+"""How much accuracy a candidate loses, by the very code that the device runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgevlm.data.data_set import DataSet
+from edgevlm.evaluation.evaluation import Drop, Evaluation, compare_evaluations, evaluate
+from edgevlm.extras import tool_versions
+from edgevlm.job import Work
+from edgevlm.progress import StepProgress
+from edgevlm.runtime.backends import load_backend
+from edgevlm.runtime.machine import describe_machine
+from edgevlm.runtime.pipeline import Pipeline
+from edgevlm.runtime.spec import Scoring
+from edgevlm.search.spec import Variant
+from edgevlm.steps.inputs import processing_folder
+from edgevlm.steps.variants import file_digest
+from edgevlm.store import code_digest, read_spec, write_spec
+
+
+def open_pipeline(work: Work, variants: tuple[Variant, ...], search: Path, processing: Path) -> Pipeline:
+    """The runtime's pipeline over a candidate's graphs, which lie in the folder ``search``."""
+    return Pipeline.from_parts(
+        task=work.job.model.task,
+        processing=work.job.model.processing,
+        sessions={v.graph: load_backend(v.backend).open(search / v.file, v.session) for v in variants},
+        labels=work.job.request.labels or work.job.model.labels,
+        scoring=scoring_of(work),
+        folder=processing,
+    )
+
+
+def scoring_of(work: Work) -> Scoring | None:
+    """How two towers' embeddings become scores; None for a model of one tower."""
+    for source in ("fold", "export:text_encoder"):
+        if source in work.inputs:
+            return read_spec(work.inputs[source] / "scoring.json", Scoring)
+    return None
+
+
+class Judge:
+    """Compares candidates with float on one split; each comparison is a result in the store."""
+
+    def __init__(self, work: Work, data: DataSet, float_variants: tuple[Variant, ...], search: Path) -> None:
+        self._work = work
+        self._data = data
+        self._float = float_variants
+        self._search = search
+        self._folder = processing_folder(work.job, work.inputs.get("fold"))
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def drop(self, variants: tuple[Variant, ...]) -> Drop:
+        """From the float model, on the same pictures.
+
+        Raises: EdgeVLMError: a graph cannot be run, or gives what is no number.
+        """
+        parts = {
+            "candidate": self._identity(variants),
+            "float": self._identity(self._float),
+            "data": self._data.digest,
+            "processing": msgspec.to_builtins(self._work.job.model.processing),
+            "labels": list(self._work.job.request.labels or self._work.job.model.labels),
+            "scoring": msgspec.to_builtins(scoring_of(self._work)),
+            "batch": self._batch,
+            # int8 kernels without VNNI saturate, so the same graph can answer differently on another processor.
+            "isa": list(describe_machine().isa),
+            "tools": tool_versions("onnxruntime", "numpy", "pillow", "tokenizers"),
+            "code": code_digest(),
+        }
+
+        def make(out: Path) -> None:
+            is_float = variants == self._float
+            candidate = self._reference if is_float else self._evaluate(variants, self._reference)
+            write_spec(out / "drop.json", compare_evaluations(candidate, self._reference))
+
+        return read_spec(self._work.store.fetch("judge", parts, make).path / "drop.json", Drop)
+
+    @cached_property
+    def _reference(self) -> Evaluation:
+        return self._evaluate(self._float, None)
+
+    @property
+    def _batch(self) -> int:
+        return self._work.job.request.batch or 1
+
+    def _evaluate(self, variants: tuple[Variant, ...], reference: Evaluation | None) -> Evaluation:
+        name = "+".join(sorted({variant.name for variant in variants}))
+
+        def count(done: int, n: int) -> None:
+            self._work.progress(
+                StepProgress(
+                    name=self._work.step.name, fraction=done / n, detail=f"judging {name}: {done}/{n} pictures"
+                )
+            )
+
+        pipeline = open_pipeline(self._work, variants, self._search, Path(self._folder.name))
+        kept = self._work.store.root.parent / "pixels"
+        return evaluate(pipeline, self._data, reference=reference, batch=self._batch, folder=kept, count=count)
+
+    def _identity(self, variants: tuple[Variant, ...]) -> Mapping[str, Any]:
+        return {
+            v.graph: {"file": file_digest(self._search / v.file), "session": msgspec.to_builtins(v.session)}
+            for v in variants
+        }
