@@ -30,7 +30,7 @@ from edgevlm.measure.spec import Protocol
 from edgevlm.model import Model
 from edgevlm.plan import PRECISIONS, Budgets, DataDigests, Precision, Request, Step, plan
 from edgevlm.progress import Note, Progress, StepFinished, StepStarted, silent
-from edgevlm.quantize.calibration import load_recipe
+from edgevlm.quantization.calibration import load_recipe
 from edgevlm.report.spec import Report, StepRow
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Manifest, Spec

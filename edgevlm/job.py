@@ -12,7 +12,7 @@ from edgevlm.data.splits import Splits
 from edgevlm.model import Model
 from edgevlm.plan import DataDigests, Request, Step
 from edgevlm.progress import Progress
-from edgevlm.quantize.calibration import CalibrationRecipe
+from edgevlm.quantization.calibration import CalibrationRecipe
 from edgevlm.store import Store
 from edgevlm.target import Target
 

@@ -15,9 +15,9 @@ from edgevlm.extras import tool_versions
 from edgevlm.job import Work, place
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Event, Progress, StepProgress
-from edgevlm.quantize.calibration import collect_ranges
-from edgevlm.quantize.post_training import Quantized, count_operators, prepare, quantize
-from edgevlm.quantize.schemes import Calibration, Scheme, schemes_for
+from edgevlm.quantization.calibration import collect_ranges
+from edgevlm.quantization.post_training import Quantized, count_operators, prepare, quantize
+from edgevlm.quantization.schemes import Calibration, Scheme, schemes_for
 from edgevlm.runtime.spec import Array, SessionOptions
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import Variant

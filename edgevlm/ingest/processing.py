@@ -1,0 +1,380 @@
+"""A Hugging Face image processor's JSON as our own declarative steps; every key is understood or refused.
+
+What each class does and which defaults it has is what Transformers 5 does (``image_processing_pil_*.py``, the PIL
+backend); a test compares every class of the table with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from edgevlm.errors import ModelError, did_you_mean
+from edgevlm.ingest.weights import read_json
+from edgevlm.runtime.spec import (
+    CenterCrop,
+    FlipChannels,
+    ImageProcessing,
+    ImageStep,
+    Normalize,
+    Rescale,
+    Resize,
+    Spec,
+)
+
+Color = tuple[float, float, float]
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+_HALF: Color = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN: Color = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Color = (0.229, 0.224, 0.225)
+_CLIP_MEAN: Color = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Color = (0.26862954, 0.26130258, 0.27577711)
+
+# Pillow's numbers of its filters.
+_RESAMPLES: Mapping[int, Resample] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}
+
+
+class Processor(Spec, frozen=True, kw_only=True):
+    """An image processor class of Transformers: its defaults, and the rule by which it resizes.
+
+    Args:
+        is_square: a size that is one number means both edges, else the shorter one.
+        enlarge: how the size becomes the size to resize to, before the crop: as it is; ConvNeXT's and PoolFormer's
+            ``crop_pct``; LeViT's 256/224.
+    """
+
+    size: dict[str, int]
+    crop: int | None = None
+    is_square: bool = True
+    does_crop: bool = False
+    resample: int = 3
+    mean: Color = _HALF
+    std: Color = _HALF
+    normalizes: bool = True
+    flips: bool = False
+    enlarge: Literal["none", "convnext", "poolformer", "levit"] = "none"
+    crop_pct: float | None = None
+    has_include_top: bool = False
+
+
+_CLIP = Processor(
+    size={"shortest_edge": 224}, crop=224, does_crop=True, is_square=False, mean=_CLIP_MEAN, std=_CLIP_STD
+)
+_MOBILENET = Processor(size={"shortest_edge": 256}, crop=224, does_crop=True, is_square=False, resample=2)
+
+PROCESSORS: Mapping[str, Processor] = {
+    "BeitImageProcessor": Processor(size={"height": 224, "width": 224}, crop=224),
+    "BitImageProcessor": _CLIP,
+    "CLIPImageProcessor": _CLIP,
+    "ConvNextImageProcessor": Processor(
+        size={"shortest_edge": 384}, is_square=False, enlarge="convnext", crop_pct=224 / 256
+    ),
+    "DeiTImageProcessor": Processor(size={"height": 256, "width": 256}, crop=224, does_crop=True),
+    "EfficientNetImageProcessor": Processor(size={"height": 346, "width": 346}, crop=289, has_include_top=True),
+    "LevitImageProcessor": Processor(
+        size={"shortest_edge": 224},
+        crop=224,
+        does_crop=True,
+        is_square=False,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        enlarge="levit",
+    ),
+    "MobileNetV1ImageProcessor": _MOBILENET,
+    "MobileNetV2ImageProcessor": _MOBILENET,
+    "MobileViTImageProcessor": Processor(
+        size={"shortest_edge": 224},
+        crop=256,
+        does_crop=True,
+        is_square=False,
+        normalizes=False,
+        flips=True,
+    ),
+    "PoolFormerImageProcessor": Processor(
+        size={"shortest_edge": 224},
+        crop=224,
+        does_crop=True,
+        is_square=False,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        enlarge="poolformer",
+        crop_pct=0.9,
+    ),
+    "PvtImageProcessor": Processor(size={"height": 224, "width": 224}, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+    "SiglipImageProcessor": Processor(size={"height": 224, "width": 224}, is_square=False),
+    "ViTImageProcessor": Processor(size={"height": 224, "width": 224}, resample=2),
+}
+
+# The class that Transformers takes for a model type whose processor does not name one.
+_BY_MODEL_TYPE: Mapping[str, str] = {
+    "beit": "BeitImageProcessor",
+    "bit": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "clip_vision_model": "CLIPImageProcessor",
+    "convnext": "ConvNextImageProcessor",
+    "convnextv2": "ConvNextImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "efficientnet": "EfficientNetImageProcessor",
+    "focalnet": "BitImageProcessor",
+    "levit": "LevitImageProcessor",
+    "mobilenet_v1": "MobileNetV1ImageProcessor",
+    "mobilenet_v2": "MobileNetV2ImageProcessor",
+    "mobilevit": "MobileViTImageProcessor",
+    "mobilevitv2": "MobileViTImageProcessor",
+    "poolformer": "PoolFormerImageProcessor",
+    "pvt_v2": "PvtImageProcessor",
+    "regnet": "ConvNextImageProcessor",
+    "resnet": "ConvNextImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
+    "swiftformer": "ViTImageProcessor",
+    "swin": "ViTImageProcessor",
+    "swinv2": "ViTImageProcessor",
+    "vit": "ViTImageProcessor",
+}
+
+_UNDERSTOOD = frozenset(
+    [
+        "do_resize",
+        "size",
+        "resample",
+        "do_center_crop",
+        "crop_size",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "do_flip_channel_order",
+        "crop_pct",
+        "rescale_offset",
+        "include_top",
+        "use_square_size",
+    ]
+)
+# Keys that say nothing about the pixels of an RGB picture: names, tensor layouts, the labels of segmentation.
+_WITHOUT_EFFECT = frozenset(
+    [
+        "image_processor_type",
+        "feature_extractor_type",
+        "processor_class",
+        "do_convert_rgb",
+        "do_reduce_labels",
+        "reduce_labels",
+        "data_format",
+        "input_data_format",
+        "return_tensors",
+        "device",
+        "disable_grouping",
+        "default_to_square",
+        "backend",
+        "auto_map",
+        "_valid_processor_keys",
+        "_processor_class",
+        "transformers_version",
+        "pad_size",
+        "image_seq_length",
+    ]
+)
+
+
+def read_image_processing(folder: Path, *, model_type: str, image_size: int | None) -> ImageProcessing:
+    """The preprocessing of a Hugging Face folder.
+
+    Raises: ModelError: there is none, or it asks for something that is not understood.
+    """
+    combined, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
+    nested = read_json(combined).get("image_processor") if combined.is_file() else None
+    if isinstance(nested, dict):
+        return image_processing(nested, model_type=model_type, image_size=image_size, where=str(combined))
+    if plain.is_file():
+        return image_processing(read_json(plain), model_type=model_type, image_size=image_size, where=str(plain))
+    raise ModelError(
+        f"'{folder}' has no preprocessor_config.json, so nobody knows how a picture becomes the model's input.",
+        hint="Save the image processor beside the model: AutoImageProcessor.from_pretrained(...).save_pretrained(...).",
+    )
+
+
+def image_processing(
+    config: Mapping[str, Any], *, model_type: str, image_size: int | None, where: str
+) -> ImageProcessing:
+    """An image processor's JSON as steps.
+
+    Args:
+        image_size: scale resizing and crop in proportion, so that pictures come out this high and wide.
+    Raises: ModelError: a key, a value or the class is not understood; it is named.
+    """
+    processor = _processor_of(config, model_type, where)
+    _refuse_unknown(config, processor, where)
+    values = {key: value for key, value in config.items() if value is not None}
+    steps: list[ImageStep] = []
+    if values.get("do_resize", True):
+        steps += _resize_steps(values, processor, where)
+    if values.get("do_center_crop", processor.does_crop):
+        steps.append(_crop_of(values, processor, where))
+    height, width = _final_size(steps, where)
+    if image_size is not None:
+        steps = [_scaled(step, image_size / height, image_size / width) for step in steps]
+        height = width = image_size
+    return ImageProcessing(height=height, width=width, steps=(*steps, *_value_steps(values, processor, where)))
+
+
+def _processor_of(config: Mapping[str, Any], model_type: str, where: str) -> Processor:
+    named = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if named is None:
+        named = _BY_MODEL_TYPE.get(model_type)
+    if named is None:
+        raise ModelError(
+            f"'{where}' does not say which image processor it is for, and model type '{model_type}' has no usual one.",
+            hint="Add the key 'image_processor_type'.",
+        )
+    name = str(named).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if name not in PROCESSORS:
+        raise ModelError(
+            f"'{where}' is for '{named}', which edgevlm does not know.",
+            hint=f"Use a checkpoint whose image processor is one of: {', '.join(PROCESSORS)}.",
+        )
+    return PROCESSORS[name]
+
+
+def _refuse_unknown(config: Mapping[str, Any], processor: Processor, where: str) -> None:
+    is_fine = {
+        "do_pad": not config.get("do_pad"),
+        "crop_pct": processor.crop_pct is not None,
+        "rescale_offset": not config.get("rescale_offset") or processor.has_include_top,
+        "include_top": not config.get("include_top") or processor.has_include_top,
+        "do_flip_channel_order": not config.get("do_flip_channel_order") or processor.flips,
+    }
+    for key, value in config.items():
+        if value is None or key in _WITHOUT_EFFECT or is_fine.get(key, key in _UNDERSTOOD):
+            continue
+        known = key in _UNDERSTOOD or key in is_fine
+        raise ModelError(
+            f"'{where}' asks for {key} = {value!r}, which edgevlm does not understand.",
+            hint="Use a checkpoint without it." if known else did_you_mean(key, _UNDERSTOOD),
+        )
+
+
+def _resize_steps(values: Mapping[str, Any], processor: Processor, where: str) -> list[ImageStep]:
+    resample = _resample_of(values.get("resample", processor.resample), where)
+    size = _size_dict(values.get("size", processor.size), is_square=processor.is_square, where=where, key="size")
+    if values.get("use_square_size"):
+        size = {"height": size["shortest_edge"], "width": size["shortest_edge"]} if "shortest_edge" in size else size
+    shortest = size.get("shortest_edge")
+    crop_pct = float(values.get("crop_pct", processor.crop_pct or 1.0))
+    match processor.enlarge:
+        case "convnext":
+            if shortest is None:
+                raise ModelError(
+                    f"'{where}' has size = {size}, and ConvNextImageProcessor wants a shortest_edge.",
+                    hint="Write the size as {'shortest_edge': n}.",
+                )
+            if shortest >= 384:  # from here on ConvNeXT stretches and does not crop
+                return [Resize(height=shortest, width=shortest, resample=resample)]
+            crop = CenterCrop(height=shortest, width=shortest)
+            return [Resize(shortest_edge=int(shortest / crop_pct), resample=resample), crop]
+        case "poolformer":
+            if shortest is None and size["height"] != size["width"]:
+                size = {key: int(value / crop_pct) for key, value in size.items()}
+            else:
+                size = {"shortest_edge": int((shortest or size["height"]) / crop_pct)}
+        case "levit" if shortest is not None:
+            size = {"shortest_edge": int(256 / 224 * shortest)}
+    return [Resize(resample=resample, **size)]
+
+
+def _crop_of(values: Mapping[str, Any], processor: Processor, where: str) -> CenterCrop:
+    asked = values.get("crop_size", processor.crop)
+    if asked is None:
+        raise ModelError(f"'{where}' has do_center_crop and no crop_size.", hint="Add the key 'crop_size'.")
+    size = _size_dict(asked, is_square=True, where=where, key="crop_size")
+    if "height" not in size:
+        raise ModelError(
+            f"'{where}' has crop_size = {asked}, where height and width are expected.",
+            hint="Write it as {'height': n, 'width': n}.",
+        )
+    return CenterCrop(height=size["height"], width=size["width"])
+
+
+def _value_steps(values: Mapping[str, Any], processor: Processor, where: str) -> list[ImageStep]:
+    steps: list[ImageStep] = []
+    if values.get("do_rescale", True):
+        offset = -1.0 if values.get("rescale_offset", False) else 0.0
+        steps.append(Rescale(factor=float(values.get("rescale_factor", 1 / 255)), offset=offset))
+    mean = _color(values.get("image_mean", processor.mean), where, "image_mean")
+    std = _color(values.get("image_std", processor.std), where, "image_std")
+    if processor.normalizes and values.get("do_normalize", True):
+        steps.append(Normalize(mean=mean, std=std))
+    if processor.has_include_top and values.get("include_top", True):
+        # EfficientNet's classifier was trained on pictures divided by the deviation a second time.
+        steps.append(Normalize(mean=(0.0, 0.0, 0.0), std=std))
+    if processor.flips and values.get("do_flip_channel_order", True):
+        steps.append(FlipChannels())
+    return steps
+
+
+def _size_dict(value: Any, *, is_square: bool, where: str, key: str) -> dict[str, int]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = {"height": value, "width": value} if is_square else {"shortest_edge": value}
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    if not isinstance(value, dict) or set(value) not in ({"height", "width"}, {"shortest_edge"}):
+        raise ModelError(
+            f"'{where}' has {key} = {value}, which edgevlm does not understand.",
+            hint="Write it as {'height': n, 'width': n} or {'shortest_edge': n}.",
+        )
+    size = {name: int(number) for name, number in value.items() if isinstance(number, int | float)}
+    if len(size) != len(value) or min(size.values()) < 1:
+        raise ModelError(f"'{where}' has {key} = {value}, and sizes are at least 1.", hint="Write pixels.")
+    return size
+
+
+def _resample_of(value: Any, where: str) -> Resample:
+    if not isinstance(value, int) or value not in _RESAMPLES:
+        raise ModelError(
+            f"'{where}' has resample = {value!r}, which is no filter of Pillow's.",
+            hint=f"Use one of: {', '.join(f'{number} ({name})' for number, name in _RESAMPLES.items())}.",
+        )
+    return _RESAMPLES[value]
+
+
+def _color(value: Any, where: str, key: str) -> Color:
+    numbers = [value] * 3 if isinstance(value, int | float) else list(value)
+    if len(numbers) != 3 or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise ModelError(f"'{where}' has {key} = {value}, where three numbers are expected.", hint="Give one each.")
+    return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
+
+
+def _final_size(steps: list[ImageStep], where: str) -> tuple[int, int]:
+    last = steps[-1] if steps else None
+    if isinstance(last, CenterCrop):
+        return last.height, last.width
+    if isinstance(last, Resize) and last.height is not None and last.width is not None:
+        return last.height, last.width
+    raise ModelError(
+        f"After '{where}' pictures have different sizes, and a compiled graph takes one.",
+        hint="Set do_resize with a height and width, or do_center_crop with a crop_size.",
+    )
+
+
+def _scaled(step: ImageStep, of_height: float, of_width: float) -> ImageStep:
+    match step:
+        case Resize(shortest_edge=int(edge)):
+            return Resize(shortest_edge=round(edge * min(of_height, of_width)), resample=step.resample)
+        case Resize(height=int(height), width=int(width)):
+            return Resize(height=round(height * of_height), width=round(width * of_width), resample=step.resample)
+        case CenterCrop():
+            return CenterCrop(height=round(step.height * of_height), width=round(step.width * of_width))
+    return step

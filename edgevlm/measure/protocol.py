@@ -1,0 +1,22 @@
+"""Ready-made protocols."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgevlm.measure.spec import Protocol
+
+QUICK = Protocol(
+    n_rounds=8, min_rounds=6, stop_half_width=0.05, block_ms=5.0, warmup_ms=20.0, halve_at=(), budget_s=20.0
+)
+"""For tests and a first look: enough rounds for a verdict, not for a fine one."""
+
+
+def extended(protocol: Protocol) -> Protocol:
+    """Twice the rounds and twice the budget, for the one repetition after a measurement that is not valid.
+
+    Another seed, so that neither the order of the turns nor the resampling repeats what failed.
+    """
+    return msgspec.structs.replace(
+        protocol, n_rounds=2 * protocol.n_rounds, budget_s=2 * protocol.budget_s, seed=protocol.seed + 1
+    )

@@ -1,0 +1,258 @@
+"""The process that one subject runs in: ``python -m edgevlm.measure.worker``, one JSON line in, one out.
+
+It has the backend and numpy, nothing else, so that no other library's threads or memory are measured. It dies with
+its parent: on Linux the kernel sees to that, elsewhere the end of its standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.runtime.backends import Backend, Session, load_backend
+from edgevlm.runtime.spec import Array, SessionOptions, Spec
+
+
+class Open(Spec, tag="open", frozen=True, kw_only=True):
+    """Load the graph and its inputs."""
+
+    backend: str
+    file: str
+    inputs: str
+    session: SessionOptions
+
+
+class Turn(Spec, tag="turn", frozen=True, kw_only=True):
+    """Run for about ``block_ms``, at least ``min_runs`` and at most ``max_runs`` times, after ``n_settle`` more.
+
+    Settling runs bring caches and threads back from the rival that had the machine; they are not reported.
+    """
+
+    n_settle: int
+    block_ms: float
+    min_runs: int
+    max_runs: int
+
+
+class Quit(Spec, tag="quit", frozen=True, kw_only=True):
+    pass
+
+
+Request = Open | Turn | Quit
+
+
+class Opened(Spec, tag="opened", frozen=True, kw_only=True):
+    """Units: ``cpu_s`` is what this process has used since it started, all threads."""
+
+    load_ms: float
+    cpu_s: float
+
+
+class Ran(Spec, tag="ran", frozen=True, kw_only=True):
+    """What a turn took.
+
+    Args:
+        samples_ms: wall-clock latency of every run.
+        waits_ms: how much of it the run was ready to go on but other processes had the CPU.
+        peak_bytes: peak resident memory of the process since just before the graph was opened.
+        memory_bytes: the same less what the process held then.
+    """
+
+    samples_ms: tuple[float, ...]
+    waits_ms: tuple[float, ...]
+    peak_bytes: int | None
+    memory_bytes: int | None
+    cpu_s: float
+
+
+class Failed(Spec, tag="failed", frozen=True, kw_only=True):
+    reason: str
+
+
+Reply = Opened | Ran | Failed
+
+
+def backend_named(name: str) -> Backend:
+    """A backend of the table, or ``package.module:attribute`` called without arguments."""
+    if ":" not in name:
+        return load_backend(name)
+    module, _, attribute = name.partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    return backend
+
+
+def options_for_turns(backend: str, options: SessionOptions) -> SessionOptions:
+    """Let a pool that spins stop at the end of a run: one that goes on spinning takes the cores from the next rival.
+
+    Source: onnxruntime_session_options_config_keys.h, ``session.force_spinning_stop``; measured in docs/measuring.md.
+    """
+    if backend != "onnxruntime":
+        return options
+    if {"session.force_spinning_stop", "session.intra_op.allow_spinning"} & options.entries.keys():
+        return options
+    return msgspec.structs.replace(options, entries={**options.entries, "session.force_spinning_stop": "1"})
+
+
+class OpenSubject:
+    """An open graph with its inputs."""
+
+    def __init__(self, request: Open) -> None:
+        self.waiting = Waiting()
+        backend = backend_named(request.backend)
+        # `load_ms` is the graph's, not the library's; a backend is called as the library that it imports.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(backend.name)
+        with np.load(request.inputs, allow_pickle=False) as archive:
+            self.feeds: dict[str, Array] = {name: archive[name] for name in archive.files}
+        reset_peak_memory()
+        self.held_bytes = resident_bytes()
+        start_ns = time.perf_counter_ns()
+        self.session: Session = backend.open(Path(request.file), options_for_turns(request.backend, request.session))
+        self.load_ms = (time.perf_counter_ns() - start_ns) / 1e6
+
+    def opened(self) -> Opened:
+        return Opened(load_ms=self.load_ms, cpu_s=time.process_time())
+
+    def take_turn(self, turn: Turn) -> Ran:
+        for _ in range(turn.n_settle):
+            self.session.run(self.feeds)
+        samples_ns: list[int] = []
+        waits_ns: list[int] = []
+        end_ns = time.perf_counter_ns() + round(turn.block_ms * 1e6)
+        while len(samples_ns) < turn.max_runs:
+            before_ns, waited_ns, helpers_ns = time.perf_counter_ns(), self.waiting.read_ns(), other_threads_cpu_ns()
+            start_ns = time.perf_counter_ns()
+            self.session.run(self.feeds)
+            stop_ns = time.perf_counter_ns()
+            helpers_ns = other_threads_cpu_ns() - helpers_ns
+            waited_ns = self.waiting.read_ns() - waited_ns
+            wall_ns = stop_ns - start_ns
+            around_ns = time.perf_counter_ns() - before_ns - wall_ns
+            samples_ns.append(wall_ns)
+            waits_ns.append(wait_due_to_others(waited_ns, helpers_ns, wall_ns=wall_ns, around_ns=around_ns))
+            if stop_ns >= end_ns and len(samples_ns) >= turn.min_runs:
+                break
+        peak = peak_memory_bytes()
+        memory = None if peak is None or self.held_bytes is None else max(0, peak - self.held_bytes)
+        return Ran(
+            samples_ms=tuple(ns / 1e6 for ns in samples_ns),
+            waits_ms=tuple(ns / 1e6 for ns in waits_ns),
+            peak_bytes=peak,
+            memory_bytes=memory,
+            cpu_s=time.process_time(),
+        )
+
+
+class Waiting:
+    """How long this thread has been ready to run without a CPU to run on, since it started; 0 where nobody tells.
+
+    Source: the second number of /proc/<pid>/schedstat (Linux, Documentation/scheduler/sched-stats.rst).
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._file: int | None = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        except OSError:
+            self._file = None
+
+    def read_ns(self) -> int:
+        return 0 if self._file is None else int(os.pread(self._file, 64, 0).split()[1])
+
+
+def other_threads_cpu_ns() -> int:
+    """CPU time of all threads of this process but the one that asks."""
+    return time.process_time_ns() - time.thread_time_ns()
+
+
+def wait_due_to_others(waited_ns: int, helpers_ns: int, *, wall_ns: int, around_ns: int) -> int:
+    """The part of a run's wait that other processes caused.
+
+    With helper threads at work it is unknown: the run may have waited for a CPU that its own threads had, and what
+    other processes did to the helpers is not in this thread's figure. Then nothing is subtracted.
+
+    Args: around_ns: time between the readings but outside the run; a wait may have fallen there.
+    """
+    is_alone = helpers_ns <= 0.01 * wall_ns
+    return min(max(0, waited_ns - around_ns), wall_ns) if is_alone else 0
+
+
+def resident_bytes() -> int | None:
+    return _status_bytes("VmRSS")
+
+
+def peak_memory_bytes() -> int | None:
+    return _status_bytes("VmHWM")
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak that importing the backend made (Linux; proc(5), ``clear_refs``)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status_bytes(field: str) -> int | None:
+    """A field of ``/proc/self/status``; None where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the parent ends, even while a run lasts; ignore Ctrl-C, which is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def take_stdout() -> BinaryIO:
+    """The real standard output for replies; what native libraries print there goes to standard error from now on."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return replies
+
+
+def failure_of(error: Exception) -> Failed:
+    if isinstance(error, EdgeVLMError):
+        return Failed(reason=error.message)
+    return Failed(reason=f"{type(error).__name__}: {error}".strip().splitlines()[0])
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer requests until ``quit`` or the end of the input."""
+    subject: OpenSubject | None = None
+    for line in requests:
+        request: Request = msgspec.json.decode(line, type=Request)
+        reply: Reply
+        try:
+            if isinstance(request, Quit):
+                return
+            if isinstance(request, Open):
+                subject = OpenSubject(request)
+                reply = subject.opened()
+            elif subject is None:
+                reply = Failed(reason="A turn was asked for before a graph was opened.")
+            else:
+                reply = subject.take_turn(request)
+        except Exception as error:  # whatever a backend raises belongs to this subject, not to the measurement
+            reply = failure_of(error)
+        replies.write(msgspec.json.encode(reply) + b"\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    serve(sys.stdin.buffer, take_stdout())

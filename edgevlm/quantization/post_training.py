@@ -1,0 +1,210 @@
+"""Post-training int8: prepare a float graph, then write one Q/DQ graph per scheme. ONNX Runtime does the work."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import ModelError
+from edgevlm.quantization.graphs import has_external_data, operator_counts, selected_nodes
+from edgevlm.quantization.schemes import Scheme
+from edgevlm.runtime.spec import SessionOptions, Spec
+
+# A protobuf ends at 2 GB; the quantizer holds copies, so weights move out of the file well before.
+_INLINE_LIMIT_BYTES = 1 << 30
+
+# What ONNX Runtime calls its kernels after fusion.
+_INT8_KERNELS = (
+    "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger",
+)  # fmt: skip
+_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+_FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+
+
+class Quantized(Spec, frozen=True, kw_only=True):
+    """A quantized graph.
+
+    Args:
+        files: names in the folder of the graph: it first, then its external data.
+        n_quantized: nodes that the scheme made int8, by operator type.
+        n_float: the other nodes of the prepared graph, by operator type.
+    """
+
+    files: tuple[str, ...]
+    n_quantized: dict[str, int]
+    n_float: dict[str, int]
+
+
+class Fusion(Spec, frozen=True, kw_only=True):
+    """What ONNX Runtime really runs, by kernel, after its own fusions.
+
+    Args:
+        n_int8: convolutions and matrix products in int8.
+        n_float: convolutions and matrix products left in float (products of two activations are meant to be).
+        n_casts: quantize and dequantize nodes left between them.
+    """
+
+    n_int8: dict[str, int]
+    n_float: dict[str, int]
+    n_casts: int
+
+
+def count_operators(graph: Path) -> dict[str, int]:
+    """How many nodes of each operator type a graph has, by name."""
+    import onnx
+
+    return operator_counts(onnx.load(graph, load_external_data=False).graph)
+
+
+def prepare(graph: Path, out: Path) -> Path:
+    """Write ``graph`` with shapes inferred, batch norms folded and MatMul + Add made Gemm, ready for every scheme.
+
+    Gemms must exist before Q/DQ are inserted: made later, by the session, they get a float bias and stay float.
+
+    Raises: ModelError: ONNX Runtime cannot read the graph.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    is_large = has_external_data(graph) or graph.stat().st_size > _INLINE_LIMIT_BYTES
+    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, _quiet():
+        prepared = Path(folder) / out.name
+        try:
+            quant_pre_process(
+                str(graph),
+                str(prepared),
+                save_as_external_data=is_large,
+                all_tensors_to_one_file=True,
+                external_data_location=_data_name(out) if is_large else None,
+            )
+        except Exception as error:  # onnx, onnxruntime and the shape inference share no base but Exception
+            raise ModelError(
+                f"'{graph.name}' cannot be prepared for quantization: {_first_line(error)}",
+                hint="Check that ONNX Runtime opens the graph, or compile it as fp32.",
+            ) from error
+        model = onnx.load(prepared, load_external_data=False)
+        _name_nodes(model.graph)
+        onnx.save(model, prepared)
+        if is_large:
+            (Path(folder) / _data_name(out)).replace(out.parent / _data_name(out))
+        prepared.replace(out)
+    return out
+
+
+def quantize(prepared: Path, scheme: Scheme, *, ranges: Path | None, out: Path) -> Quantized:
+    """Write ``prepared`` lowered by ``scheme``. The same graph, scheme and ranges give the same bytes.
+
+    Args:
+        ranges: what ``collect_ranges`` wrote for ``scheme.calibration``; null for a dynamic scheme.
+    Raises: ModelError: there is nothing to quantize, or ONNX Runtime refuses.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic, quantize_static
+
+    graph = onnx.load(prepared, load_external_data=False).graph
+    nodes = selected_nodes(graph, scheme)
+    if not any(node.op_type in scheme.op_types for node in nodes):
+        raise ModelError(
+            f"'{prepared.name}' has nothing that {scheme.name} makes int8 ({', '.join(scheme.op_types)}).",
+            hint="Leave that scheme out, or compile with --precision fp32.",
+        )
+    if (ranges is None) != (scheme.calibration is None):
+        raise ValueError(f"{scheme.name} takes {'no' if ranges else 'its'} activation ranges")
+    is_large = has_external_data(prepared)
+    shared: dict[str, Any] = {
+        "per_channel": scheme.per_channel,
+        "reduce_range": scheme.reduce_range,
+        "weight_type": QuantType.QInt8,
+        "use_external_data_format": is_large,
+    }
+    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, _quiet():
+        # The same name as in the end: the graph names its external data by it.
+        written = Path(folder) / out.name
+        try:
+            if scheme.method == "dynamic":
+                quantize_dynamic(prepared, written, op_types_to_quantize=list(scheme.op_types), **shared)
+            else:
+                quantize_static(
+                    prepared,
+                    written,
+                    op_types_to_quantize=sorted({node.op_type for node in nodes}),
+                    nodes_to_quantize=[node.name for node in nodes],
+                    activation_type=QuantType.QUInt8 if scheme.activation == "u8" else QuantType.QInt8,
+                    calibrate_method=CalibrationMethod[_METHODS[str(scheme.calibration)]],
+                    calibration_cache_path=ranges,
+                    extra_options={"OpTypesToExcludeOutputQuantization": list(scheme.float_output_op_types)},
+                    **shared,
+                )
+        except Exception as error:  # the quantizer raises bare ValueError, RuntimeError, KeyError, ...
+            raise ModelError(
+                f"ONNX Runtime cannot quantize '{prepared.name}' by {scheme.name}: {_first_line(error)}",
+                hint="Leave that scheme out, or compile with --precision fp32.",
+            ) from error
+        files = [out.name]
+        if is_large:
+            (Path(folder) / _data_name(out)).replace(out.parent / _data_name(out))
+            files.append(_data_name(out))
+        written.replace(out)
+    n_quantized = Counter(node.op_type for node in nodes)
+    n_float = Counter(operator_counts(graph))
+    n_float.subtract(n_quantized)
+    return Quantized(
+        files=tuple(files),
+        n_quantized=dict(sorted(n_quantized.items())),
+        n_float={op: n for op, n in sorted(n_float.items()) if n},
+    )
+
+
+def fusion_of(file: Path, session: SessionOptions | None = None) -> Fusion:
+    """Let ONNX Runtime optimise ``file`` and count what it will run."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(prefix="edgevlm-fusion-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        for key, value in (session or SessionOptions()).entries.items():
+            options.add_session_config_entry(key, value)
+        ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        counts = count_operators(optimized)
+    return Fusion(
+        n_int8={op: n for op, n in counts.items() if op in _INT8_KERNELS},
+        n_float={op: n for op, n in counts.items() if op in _FLOAT_KERNELS},
+        n_casts=sum(counts.get(op, 0) for op in ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")),
+    )
+
+
+def _data_name(graph: Path) -> str:
+    """Where ONNX Runtime's quantizer puts a graph's external data."""
+    return f"{graph.name}.data"
+
+
+def _name_nodes(graph: Any) -> None:
+    """Give every node a name of its own: schemes pick nodes by name."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer warns through the root logger about what is meant."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,37 @@
+"""What every test shares: no telemetry, no network, few threads, and the test assets beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them. Two threads are what the smallest machine has that runs these tests.
+os.environ.update(
+    {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+)
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real models and pictures; never part of the repository.
+
+    Skips where there is none, unless EDGEVLM_EXPECT_ASSETS says that there must be.
+    """
+    if not ASSETS.is_dir():
+        reason = f"the test models and pictures are not at ../{ASSETS.relative_to(ASSETS.parents[1])}"
+        if os.environ.get("EDGEVLM_EXPECT_ASSETS"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return ASSETS
