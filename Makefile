@@ -18,8 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/edgevlm compile demo --target cpu --output $(OUT)/bundle --overwrite
-	$(BIN)/python -m edgevlm.data.shapes $(OUT)/picture.png
-	$(BIN)/edgevlm run $(OUT)/bundle $(OUT)/picture.png
+	test -d $(OUT)/pictures || $(BIN)/python -m edgevlm.data.write_shapes $(OUT)/pictures -n 20 --layout csv
+	$(BIN)/edgevlm run $(OUT)/bundle $(OUT)/pictures/images/000000.png
 	@echo "report: $(OUT)/bundle/report/report.html"
 
 test: install

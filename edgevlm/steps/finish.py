@@ -114,7 +114,8 @@ def _budgets(budgets: Budgets) -> dict[str, float]:
 
 
 def _warnings(job: Job, found: SearchResult, confirmed: Confirmation, winner: CandidateRow) -> tuple[str, ...]:
-    warnings = list(job.notes)
+    # The report says by itself that pictures were generated.
+    warnings = [note for note in job.notes if not (job.data.is_synthetic and note in job.splits.report.notes)]
     if not found.is_valid:
         warnings.append(f"Latencies could not be measured validly: {'; '.join(found.reasons)}.")
     if confirmed.rejected:
