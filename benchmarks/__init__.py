@@ -1,0 +1,1 @@
+"""Benchmarks: each is one command, takes turns with its rivals, and keeps its raw samples in `results/`."""
