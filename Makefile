@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/edgevlm compile demo --target cpu --output $(OUT)/bundle --overwrite
-	test -d $(OUT)/pictures || $(BIN)/python -m edgevlm.data.write_shapes $(OUT)/pictures -n 20 --layout csv
+	test -d $(OUT)/pictures || $(BIN)/python -m edgevlm.data.write_shapes $(OUT)/pictures -n 20 --seed 2 --layout csv
 	$(BIN)/edgevlm run $(OUT)/bundle $(OUT)/pictures/images/000000.png
 	@echo "report: $(OUT)/bundle/report/report.html"
 

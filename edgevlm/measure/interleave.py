@@ -15,7 +15,7 @@ from edgevlm.errors import UsageError
 from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.load import CpuTimes, read_cpu_times, read_free_memory, share_of_others
 from edgevlm.measure.process import ProcessWorker, StartWorker, Worker, WorkerError
-from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Ratio, Subject
+from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Subject
 from edgevlm.measure.statistics import Estimate, comparison_reasons, paired_ratio, ratio_of
 from edgevlm.measure.worker import Ran
 from edgevlm.runtime.machine import describe_machine
