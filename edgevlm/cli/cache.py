@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, short_output_options
 
 
 @click.group("cache")
@@ -23,7 +23,7 @@ def cache_group() -> None:
 
 
 @cache_group.command("list")
-@output_options
+@short_output_options
 def list_command(output: Output) -> None:
     """Every stored result, newest first."""
     from edgevlm import cache
@@ -50,7 +50,7 @@ def list_command(output: Output) -> None:
 
 @cache_group.command("why")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@output_options
+@short_output_options
 def why_command(bundle: Path | None, output: Output) -> None:
     """Why each step of the last compile (or of BUNDLE's) was looked up or made anew."""
     from edgevlm import cache
@@ -66,7 +66,7 @@ def why_command(bundle: Path | None, output: Output) -> None:
 
 
 @cache_group.command("clear")
-@output_options
+@short_output_options
 def clear_command(output: Output) -> None:
     """Remove every stored result."""
     from edgevlm import cache

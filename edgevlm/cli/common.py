@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -41,22 +42,44 @@ class Output:
             click.echo(text if isinstance(text, str) else text(), color=self.has_color)
 
 
-def output_options(command: F) -> F:
-    """Adds -q, -v, --json, --no-color and --debug; the verb gets them as one ``output``."""
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Print the result alone, no progress.")
+_VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Print more details.")
 
-    @click.option("-q", "--quiet", is_flag=True, help="Print the result alone, no progress.")
-    @click.option("-v", "--verbose", is_flag=True, help="Print details of each step.")
+
+def output_options(command: F) -> F:
+    """For verbs that take a while: -q, -v, --json, --no-color and --debug; the verb gets them as one ``output``."""
+    return cast(F, _QUIET(_VERBOSE(_common_options(command))))
+
+
+def short_output_options(command: F) -> F:
+    """For verbs that answer at once and have one answer: --json, --no-color and --debug."""
+    return cast(F, _common_options(command))
+
+
+def detailed_output_options(command: F) -> F:
+    """For verbs that answer at once, briefly or, with -v, in full."""
+    return cast(F, _VERBOSE(_common_options(command)))
+
+
+def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
     @click.option("--no-color", is_flag=True, help="No colours (so does NO_COLOR=1).")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(command)
     def wrapped(
-        *args: Any, quiet: bool, verbose: bool, is_json: bool, no_color: bool, debug: bool, **kwargs: Any
+        *args: Any,
+        is_json: bool,
+        no_color: bool,
+        debug: bool,
+        quiet: bool = False,
+        verbose: bool = False,
+        **kwargs: Any,
     ) -> Any:
-        output = Output(is_quiet=quiet, is_verbose=verbose, is_json=is_json, has_color=False if no_color else None)
+        has_color = False if no_color or os.environ.get("NO_COLOR") else None
+        output = Output(is_quiet=quiet, is_verbose=verbose, is_json=is_json, has_color=has_color)
         return command(*args, output=output, **kwargs)
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 def labels_option(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:

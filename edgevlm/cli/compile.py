@@ -43,7 +43,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--max-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True,
               help="Accuracy that may be lost, as a fraction (0.01 is one point).")  # fmt: skip
 @click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Median latency of the graph at most.")
-@click.option("--max-size-mb", type=click.FloatRange(0, min_open=True), help="Megabytes of graphs and labels at most.")
+@click.option("--max-size-mb", type=click.FloatRange(0, min_open=True), help="Megabytes of the graphs at most.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
               help="auto lets measurement decide; others insist.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the target's cores if left out.")

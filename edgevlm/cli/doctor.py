@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, short_output_options
 
 SIGNS = {
     "ok": ("ok", "green"),
@@ -15,7 +15,7 @@ SIGNS = {
 
 
 @click.command("doctor")
-@output_options
+@short_output_options
 def doctor_command(output: Output) -> int:
     """Check this installation and what this machine means for speed.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, detailed_output_options
 
 if TYPE_CHECKING:
     from edgevlm.runtime.spec import Component, Manifest, TensorSpec
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@output_options
+@detailed_output_options
 def inspect_command(bundle: Path, output: Output) -> None:
     """Say what is in a bundle: task, graphs, processing, what was measured, where it comes from.
 

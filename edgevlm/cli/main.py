@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def exit_code_of(arguments: list[str]) -> int:
     """Run the command line; every error that a user can cause ends as one sentence and its exit code."""
     is_debug = "--debug" in arguments
+    if "--no-color" in arguments:
+        os.environ["NO_COLOR"] = "1"
     try:
         result: Any = cli.main(arguments, standalone_mode=False)
     except EdgeVLMError as error:
@@ -89,7 +91,8 @@ def exit_code_of(arguments: list[str]) -> int:
         _say(error.message, error.hint)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        _say(error.format_message(), f"See: {context.command_path} --help" if context else "")
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nStopped. What was finished is kept; the same command goes on from there.", err=True)
@@ -113,11 +116,10 @@ def exit_code_of(arguments: list[str]) -> int:
 
 
 def _say(message: str, hint: str) -> None:
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(message, err=True)
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True, color=color)
     if hint:
-        click.secho(" hint: ", fg="cyan", nl=False, err=True)
-        click.echo(hint, err=True)
+        click.echo(click.style(" hint: ", fg="cyan") + hint, err=True, color=color)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgevlm.cli.common import Output, labels_option, output_options
+from edgevlm.cli.common import Output, labels_option, short_output_options
 
 
 @click.command("run")
@@ -15,7 +15,7 @@ from edgevlm.cli.common import Output, labels_option, output_options
 @click.option("--labels", callback=labels_option, help="Labels to choose from: a file with one a line, or a,b,c.")
 @click.option("--top", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Answers to show.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; as compiled where left out.")
-@output_options
+@short_output_options
 def run_command(
     bundle: Path, pictures: tuple[str, ...], labels: tuple[str, ...], top_k: int, threads: int | None, output: Output
 ) -> None:

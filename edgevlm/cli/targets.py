@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, short_output_options
 
 
 @click.group("targets")
@@ -23,7 +23,7 @@ def targets_group() -> None:
 
 
 @targets_group.command("list")
-@output_options
+@short_output_options
 def list_command(output: Output) -> None:
     """The built-in targets."""
     from edgevlm import targets
@@ -35,7 +35,7 @@ def list_command(output: Output) -> None:
 
 @targets_group.command("show")
 @click.argument("target")
-@output_options
+@short_output_options
 def show_command(target: str, output: Output) -> None:
     """One target, with the facts of this machine filled in where it says `host`."""
     from edgevlm import targets
@@ -47,7 +47,7 @@ def show_command(target: str, output: Output) -> None:
 
 @targets_group.command("detect")
 @click.option("-o", "--output", "file", type=click.Path(path_type=Path), help="Write it to this new .toml file.")
-@output_options
+@short_output_options
 def detect_command(file: Path | None, output: Output) -> None:
     """This machine as a target file."""
     from edgevlm import targets
@@ -60,7 +60,7 @@ def detect_command(file: Path | None, output: Output) -> None:
 
 @targets_group.command("validate")
 @click.argument("file")
-@output_options
+@short_output_options
 def validate_command(file: str, output: Output) -> None:
     """Say whether a target file is right, or what is wrong with it."""
     from edgevlm import targets

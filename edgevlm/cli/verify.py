@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, short_output_options
 
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@output_options
+@short_output_options
 def verify_command(bundle: Path, output: Output) -> int:
     """Check every file's hash and replay the golden vectors on this machine, from picture to answer.
 
