@@ -124,7 +124,8 @@ def _nearest(trials: tuple[Trial, ...], budgets: Budgets) -> str:
     runnable = [trial for trial in trials if not trial.failure and trial.is_requested]
     ranked = sorted(runnable, key=lambda trial: (len(misses(trial, budgets)), _excess(trial, budgets)))
     lines = [f"{t.name} {'; '.join(misses(t, budgets)) or 'was not measured validly'}" for t in ranked[:3]]
-    return " / ".join(lines) or "nothing ran"
+    failures = [f"{trial.name} failed ({trial.failure})" for trial in trials if trial.failure]
+    return " / ".join(lines or failures[:3]) or "there was no candidate"
 
 
 def _excess(trial: Trial, budgets: Budgets) -> float:

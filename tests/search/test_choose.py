@@ -65,3 +65,9 @@ def test_failures_and_dropped_candidates_say_so():
     )
     assert choice.verdict("broken").status == "failed"
     assert choice.verdict("int8").status == "dropped early"
+
+
+def test_where_nothing_that_was_asked_for_runs_the_reason_is_told():
+    unrequested = Trial(name="fp32", p50_ms=10.0, size_bytes=1, is_requested=False)
+    with pytest.raises(GateError, match="no convolution"):
+        choose((unrequested, Trial(name="int8", failure="the graph has no convolution")), Budgets())
