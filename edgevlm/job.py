@@ -19,9 +19,11 @@ from edgevlm.target import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Args:
-    command: the command line that does the same, for the report.
-    notes: sentences about what was chosen or left out while reading.
+    """A compile that is about to run.
+
+    Args:
+        command: the command line that does the same, for the report.
+        notes: sentences about what was chosen or left out while reading.
     """
 
     model: Model

@@ -1,4 +1,4 @@
-"""A model as the compile side sees it before any heavy library is loaded: task, graphs to be, processing, provenance."""
+"""A model before any heavy library is loaded: task, graphs to be, processing, provenance."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Source(Spec, frozen=True, kw_only=True):
 
 
 class Model(Spec, frozen=True, kw_only=True):
-    """Args:
+    """What is to be compiled.
+
+    Args:
         name: short, for people and file names.
         family: a name in ``edgevlm.families.FAMILIES``; empty for an ONNX file, which needs no export.
         tokenizer_file: local path of a ``tokenizers`` JSON; empty where the task takes no text.

@@ -37,9 +37,11 @@ class Candidate(Spec, frozen=True, kw_only=True):
 
 
 class SearchResult(Spec, frozen=True, kw_only=True):
-    """Args:
-    contenders: candidates that may ship, best first; the float one is last where it is inside the budgets.
-    is_valid: whether the latencies are to be trusted; where not, ``reasons`` say why.
+    """Every variant and candidate with its verdict, and the order in which they may ship.
+
+    Args:
+        contenders: candidates that may ship, best first; the float one is last where it is inside the budgets.
+        is_valid: whether the latencies are to be trusted; where not, ``reasons`` say why.
     """
 
     variants: tuple[Variant, ...]
