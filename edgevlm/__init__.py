@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from edgevlm.diagnosis import doctor as doctor
     from edgevlm.evaluation.evaluation import evaluate_bundle as evaluate
     from edgevlm.measure.bundles import benchmark_bundles as benchmark
-    from edgevlm.verbs import inspect as inspect
-    from edgevlm.runtime.verify import verify_bundle as verify
     from edgevlm.runtime.pipeline import Pipeline as Pipeline
+    from edgevlm.runtime.verify import verify_bundle as verify
+    from edgevlm.verbs import inspect as inspect
     from edgevlm.verbs import run as run
 
 # Public name -> where it stands ("module" or "module:attribute").
@@ -42,7 +42,20 @@ _PUBLIC = {
     "verify": "edgevlm.runtime.verify:verify_bundle",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = [
+    "Pipeline",
+    "__version__",
+    "benchmark",
+    "cache",
+    "compile",
+    "doctor",
+    "evaluate",
+    "inspect",
+    "prepare",
+    "run",
+    "targets",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

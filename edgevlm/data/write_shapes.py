@@ -13,7 +13,7 @@ from edgevlm.data.shapes import MAX_SIZE, MIN_SIZE, write_folder
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-n", "n", type=click.IntRange(min=1), default=100, show_default=True, help="Pictures to write.")
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
-@click.option("--size", type=click.IntRange(MIN_SIZE, MAX_SIZE), default=64, show_default=True, help="Height and width.")
+@click.option("--size", type=click.IntRange(MIN_SIZE, MAX_SIZE), default=64, show_default=True, help="Pixels.")
 @click.option("--layout", type=click.Choice(["folders", "csv"]), default="folders", show_default=True,
               help="A folder for each class, or one folder and a labels.csv.")  # fmt: skip
 def main(folder: Path, n: int, seed: int, size: int, layout: str) -> None:

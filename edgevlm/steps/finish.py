@@ -124,7 +124,7 @@ def _warnings(job: Job, found: SearchResult, confirmed: Confirmation, winner: Ca
         )
     if winner.name != FLOAT and winner.ratio_high is not None and winner.ratio_high >= 1:
         warnings.append(
-            "What ships is not surely faster than float; it is what was asked for, or what the budgets allow."
+            "What ships is not surely faster than float: it was asked for, or the budgets leave nothing else."
         )
     if job.request.batch is None:
         warnings.append("The batch is free; latency was measured at batch 1.")
