@@ -157,7 +157,7 @@ def prepare(
         batch=batch,
         n_threads=threads or hardware.n_cores or describe_machine().n_physical_cores,
         backends=found_backends,
-        calibration=recipe.name,
+        calibration=recipe,
         protocol=protocol or Protocol(),
     )
     splits = _read_splits(found, folded, calibration_data, eval_data, recipe.n_samples, recipe.seed)

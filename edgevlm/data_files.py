@@ -48,21 +48,28 @@ def convert_table(table: object, kind: type[T], *, where: str) -> T:
 
 
 def _hint(error: msgspec.ValidationError, kind: type[object]) -> str:
-    words = str(error).split("`")
-    if "unknown field" in str(error) and len(words) > 1:
-        return did_you_mean(words[1], _all_fields(kind))
+    message = str(error)
+    fields, values = _vocabulary(kind)
+    if "unknown field" in message:
+        return did_you_mean(message.split("`")[1], fields)
+    if "Invalid enum value" in message:
+        return did_you_mean(message.split("'")[1], values)
     return "Compare it with the files in the folder that holds the built-in ones."
 
 
-def _all_fields(kind: object) -> set[str]:
-    names: set[str] = set()
-    seen: list[object] = [kind]
-    while seen:
-        info = seen.pop()
-        if isinstance(info, type) and issubclass(info, msgspec.Struct):
+def _vocabulary(kind: object) -> tuple[set[str], set[str]]:
+    """Every field's name, and every value that a ``Literal`` allows."""
+    fields: set[str] = set()
+    values: set[str] = set()
+    left: list[object] = [kind]
+    while left:
+        info = left.pop()
+        if isinstance(info, str):
+            values.add(info)
+        elif isinstance(info, type) and issubclass(info, msgspec.Struct):
             for field in msgspec.structs.fields(info):
-                names.add(field.encode_name)
-                seen.append(field.type)
+                fields.add(field.encode_name)
+                left.append(field.type)
         else:
-            seen.extend(getattr(info, "__args__", ()))
-    return names
+            left.extend(getattr(info, "__args__", ()))
+    return fields, values

@@ -20,11 +20,13 @@ from edgevlm.errors import BundleError, EdgeVLMError, ModelError, UsageError, di
 from edgevlm.families import load_family
 from edgevlm.families.loading import first_line, import_torch, load_module, quiet
 from edgevlm.model import Graph, Model
+from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Progress, StepProgress, silent
 from edgevlm.proof import TOLERANCE, Difference, first_difference, prove_equal
 from edgevlm.report.spec import Proof
 from edgevlm.runtime.backends import Session, load_backend
-from edgevlm.runtime.spec import Array, Scoring, SessionOptions, Spec, TensorSpec
+from edgevlm.runtime.spec import Array, Scoring, SessionOptions, Spec, TensorSpec, TextProcessing
+from edgevlm.runtime.text import load_tokenizer, tokenize
 
 OPSET = 20
 BATCH = "batch"
@@ -33,6 +35,10 @@ BATCH = "batch"
 EXTERNAL_ABOVE_BYTES = 1 << 30
 # Quantizing per channel needs opset 13 (DequantizeLinear's axis); older graphs are brought to ``opset``.
 OLDEST_OPSET = 13
+
+
+# Texts in which tokenizers differ: case, spaces, punctuation, digits, accents, ligatures, none at all, too many.
+_TEXTS = ("a photo of a cat", "A Photo,  of a CAT!", "don't: 1234 (x) ", "naïve ﬁné №5", "", "a photo of " * 50)
 
 
 class Exported(Spec, frozen=True, kw_only=True):
@@ -79,6 +85,8 @@ def export_graph(
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{graph_name}.onnx"
     try:
+        if model.processing.text is not None and graph_name == TEXT_ENCODER:
+            _check_tokens(model, model.processing.text)
         if model.family:
             return _export_torch(model, graph, batch, file, samples, opset, tolerance, say)
         return _export_onnx(model, graph, batch, file, samples, opset, tolerance, say)
@@ -106,6 +114,29 @@ def graph_of(model: Model, name: str) -> Graph:
         names = [graph.name for graph in model.graphs]
         raise UsageError(f"'{model.name}' has no graph '{name}'.", hint=did_you_mean(name, names))
     return found
+
+
+def _check_tokens(model: Model, text: TextProcessing) -> None:
+    """Whether the device cuts texts as Transformers does, whose Python classes may do more than ``tokenizer.json``.
+
+    Raises: ModelError: they differ; a text is named.
+    """
+    with quiet():
+        import transformers
+
+        try:
+            theirs = transformers.AutoTokenizer.from_pretrained(model.source.location, local_files_only=True)
+        except Exception:  # such as a missing sentencepiece; then nobody but tokenizer.json says how texts are cut
+            return
+        expected = theirs(list(_TEXTS), padding="max_length", truncation=True, max_length=text.max_length)["input_ids"]
+    got = tokenize(_TEXTS, load_tokenizer(Path(model.tokenizer_file), text), text)["input_ids"].tolist()
+    for sentence, ours, reference in zip(_TEXTS, got, expected, strict=True):
+        if ours != reference:
+            raise ModelError(
+                f"The tokenizer.json of '{model.source.asked}' cuts '{sentence[:40]}' into other tokens than "
+                f"Transformers' {type(theirs).__name__}.",
+                hint="Write it anew with AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+            )
 
 
 # --- from PyTorch -----------------------------------------------------------------------------------------
@@ -337,7 +368,7 @@ def _with_outputs(path: Path, outputs: Mapping[str, str], folder: Path) -> Path:
     by_name = {value.name: value for node in program.graph for value in node.outputs}
     program.graph.outputs[:] = [by_name[name] for name in outputs.values()]
     copy = folder / "source.onnx"
-    ir.save(program, copy, external_data=_external_data(program, copy))
+    _save(program, copy)
     return copy
 
 
@@ -505,7 +536,10 @@ def _name_batch(program: Any, batch: int | None) -> None:
 def _save(program: Any, file: Path) -> None:
     import onnx_ir as ir
 
-    ir.save(program, file, external_data=_external_data(program, file))
+    external = _external_data(program, file)
+    if external is None:
+        ir.external_data.load_to_model(program)  # the source may keep small weights beside it
+    ir.save(program, file, external_data=external)
 
 
 def _external_data(program: Any, file: Path) -> str | None:

@@ -8,6 +8,7 @@ import msgspec
 
 from edgevlm.measure.spec import Protocol
 from edgevlm.model import Model
+from edgevlm.quantization.calibration import CalibrationRecipe
 from edgevlm.runtime.spec import Spec
 from edgevlm.target import Target
 
@@ -36,7 +37,7 @@ class Request(Spec, frozen=True, kw_only=True):
         batch: pictures in a call; None leaves it free (and is measured at 1).
         n_threads: 0 means the target's cores.
         backends: empty means those of the target that are installed.
-        calibration: a recipe's name.
+        calibration: how activation ranges are found; the whole recipe decides what a search finds.
         protocol: how candidates are timed against each other.
     """
 
@@ -46,7 +47,7 @@ class Request(Spec, frozen=True, kw_only=True):
     batch: int | None = 1
     n_threads: int = 0
     backends: tuple[str, ...] = ()
-    calibration: str = "default"
+    calibration: CalibrationRecipe | None = None
     protocol: Protocol = Protocol()
 
 
@@ -174,7 +175,7 @@ def _search(
             "n_threads": request.n_threads,
             "batch": request.batch,
             "budgets": _budgets(request.budgets),
-            "calibration": request.calibration,
+            "calibration": msgspec.to_builtins(request.calibration),
             "protocol": msgspec.to_builtins(request.protocol),
             "calibrate": data.calibrate,
             "select": data.select,

@@ -328,7 +328,7 @@ def test_mobilenet_gives_pytorchs_answers(assets: Path, tmp_path: Path):
     from edgevlm.runtime.spec import SessionOptions
 
     model = read_model(str(assets / "models" / "mobilenet-v2-imagenet"))
-    images = asset_pictures(assets / "data" / "imagenet-sample", model, 16)
+    images = asset_pictures(assets / "data" / "imagenet-sample" / "images", model, 16)
     made = export_graph(model, "model", batch=None, out=tmp_path, samples=images)
     assert made.proof.max_relative_error < 1e-5
     got = load_backend("onnxruntime").open(tmp_path / made.file, SessionOptions()).run(images)["logits"]

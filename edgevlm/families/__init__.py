@@ -56,11 +56,18 @@ class Checkpoint:
 
 
 class TextFacts(Spec, frozen=True, kw_only=True):
-    """What a text tower takes: token ids cut or padded to ``max_length``."""
+    """What a text tower takes: token ids cut or padded to ``max_length``.
+
+    Args:
+        same_tokens: two texts that the tokenizer must not tell apart; null where there is nothing to ask.
+        same_because: what it does to a text, for the sentence that says that it does not.
+    """
 
     max_length: int
     pad_token_id: int | None = None
     input_names: tuple[str, ...] = ("input_ids",)
+    same_tokens: tuple[str, str] | None = None
+    same_because: str = ""
 
 
 class Family:

@@ -317,9 +317,12 @@ def _text(
         return None, ""
     path = checkpoint.folder / "tokenizer.json"
     if not path.is_file():
+        is_slow = (checkpoint.folder / "spiece.model").is_file()  # which Transformers 5 saves, and converts no more
         raise ModelError(
             f"'{checkpoint.folder}' has no tokenizer.json, which {ZERO_SHOT} needs.",
-            hint="Write it with AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+            hint="Copy it from the checkpoint that this one was trained from."
+            if is_slow
+            else "Write it with AutoTokenizer.from_pretrained(...).save_pretrained(...).",
         )
     from tokenizers import Tokenizer
 
@@ -327,6 +330,14 @@ def _text(
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"'{path}' is not a tokenizer: {error}.", hint="Download the checkpoint again.") from error
+    if facts.same_tokens is not None:
+        written, meant = (tokenizer.encode(text).ids for text in facts.same_tokens)
+        if written != meant:
+            raise ModelError(
+                f"'{path}' cuts '{facts.same_tokens[0]}' into other tokens than '{facts.same_tokens[1]}', and what "
+                f"{checkpoint.architecture} was trained with {facts.same_because}.",
+                hint="Add that to the 'normalizer' in tokenizer.json, or copy the file from the original checkpoint.",
+            )
     settings = checkpoint.folder / "tokenizer_config.json"
     pad_token = read_json(settings).get("pad_token") if settings.is_file() else None
     pad_token = pad_token.get("content") if isinstance(pad_token, dict) else pad_token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -198,13 +199,24 @@ class _Measuring:
     def _take_sittings(self, group: list[_Record], opening_s: float, *, deadline_s: float) -> None:
         """Rounds until the group is known well enough, with new processes for every sitting."""
         self.rounds_done = 0
-        while self._take_rounds([record for record in group if record.worker is not None], deadline_s):
+        order = group
+        for n_sittings in itertools.count(1):
+            if not self._take_rounds([record for record in group if record.worker is not None], deadline_s):
+                return
             if self.surroundings.clock() + opening_s >= deadline_s:
                 return
-            live = [record for record in group if record.worker is not None]
+            order = self._opening_order(order, n_sittings)
             self._close_all()
-            for i in np.random.default_rng((self.protocol.seed, self.next_round)).permutation(len(live)):
-                self._open(live[i])
+            for record in order:
+                if record.failure is None and record.dropped_after_round is None:
+                    self._open(record)
+
+    def _opening_order(self, last: list[_Record], n_sittings: int) -> list[_Record]:
+        """Backwards and anew by turns: a process that is opened early runs about 1 % slower (docs/measuring.md)."""
+        if n_sittings % 2:
+            return last[::-1]
+        order = np.random.default_rng((self.protocol.seed, n_sittings)).permutation(len(last))
+        return [last[i] for i in order]
 
     def _take_rounds(self, live: list[_Record], deadline_s: float) -> bool:
         """One sitting; whether there should be another."""
@@ -266,7 +278,7 @@ class _Measuring:
     def _failing_alone(self, record: _Record) -> Iterator[None]:
         try:
             yield
-        except WorkerError as error:
+        except (WorkerError, OSError) as error:  # OSError: the system has no room for another process
             record.failure = str(error)
             record.close()
 

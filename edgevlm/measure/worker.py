@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
@@ -45,11 +45,7 @@ class Turn(Spec, tag="turn", frozen=True, kw_only=True):
     max_runs: int
 
 
-class Quit(Spec, tag="quit", frozen=True, kw_only=True):
-    pass
-
-
-Request = Open | Turn | Quit
+Request = Open | Turn
 
 
 class Opened(Spec, tag="opened", frozen=True, kw_only=True):
@@ -131,16 +127,12 @@ class OpenSubject:
         waits_ns: list[int] = []
         end_ns = time.perf_counter_ns() + round(turn.block_ms * 1e6)
         while len(samples_ns) < turn.max_runs:
-            before_ns, waited_ns, helpers_ns = time.perf_counter_ns(), self.waiting.read_ns(), other_threads_cpu_ns()
+            before = self.waiting.read()
             start_ns = time.perf_counter_ns()
             self.session.run(self.feeds)
             stop_ns = time.perf_counter_ns()
-            helpers_ns = other_threads_cpu_ns() - helpers_ns
-            waited_ns = self.waiting.read_ns() - waited_ns
-            wall_ns = stop_ns - start_ns
-            around_ns = time.perf_counter_ns() - before_ns - wall_ns
-            samples_ns.append(wall_ns)
-            waits_ns.append(wait_due_to_others(waited_ns, helpers_ns, wall_ns=wall_ns, around_ns=around_ns))
+            samples_ns.append(stop_ns - start_ns)
+            waits_ns.append(wait_due_to_others(before, self.waiting.read(), wall_ns=stop_ns - start_ns))
             if stop_ns >= end_ns and len(samples_ns) >= turn.min_runs:
                 break
         peak = peak_memory_bytes()
@@ -152,6 +144,15 @@ class OpenSubject:
             memory_bytes=memory,
             cpu_s=time.process_time(),
         )
+
+
+class Times(NamedTuple):
+    """A reading of the clocks: wall, this thread ready but without a CPU, this thread on a CPU, the whole process."""
+
+    wall_ns: int
+    waited_ns: int
+    thread_cpu_ns: int
+    process_cpu_ns: int
 
 
 class Waiting:
@@ -166,25 +167,23 @@ class Waiting:
         except OSError:
             self._file = None
 
-    def read_ns(self) -> int:
-        return 0 if self._file is None else int(os.pread(self._file, 64, 0).split()[1])
+    def read(self) -> Times:
+        waited_ns = 0 if self._file is None else int(os.pread(self._file, 64, 0).split()[1])
+        return Times(time.perf_counter_ns(), waited_ns, time.thread_time_ns(), time.process_time_ns())
 
 
-def other_threads_cpu_ns() -> int:
-    """CPU time of all threads of this process but the one that asks."""
-    return time.process_time_ns() - time.thread_time_ns()
-
-
-def wait_due_to_others(waited_ns: int, helpers_ns: int, *, wall_ns: int, around_ns: int) -> int:
-    """The part of a run's wait that other processes caused.
+def wait_due_to_others(before: Times, after: Times, *, wall_ns: int) -> int:
+    """The part of a run's ``wall_ns`` that other processes caused by having the CPU.
 
     With helper threads at work it is unknown: the run may have waited for a CPU that its own threads had, and what
     other processes did to the helpers is not in this thread's figure. Then nothing is subtracted.
 
-    Args: around_ns: time between the readings but outside the run; a wait may have fallen there.
+    Args: before, after: read around the run; a wait may also have fallen between a reading and the run.
     """
-    is_alone = helpers_ns <= 0.01 * wall_ns
-    return min(max(0, waited_ns - around_ns), wall_ns) if is_alone else 0
+    wall_around, waited_ns, thread_ns, process_ns = (late - early for early, late in zip(before, after, strict=True))
+    if process_ns - thread_ns > 0.01 * wall_ns:
+        return 0
+    return max(0, min(waited_ns - (wall_around - wall_ns), wall_ns - thread_ns))
 
 
 def resident_bytes() -> int | None:
@@ -232,14 +231,12 @@ def failure_of(error: Exception) -> Failed:
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer requests until ``quit`` or the end of the input."""
+    """Answer requests until the end of the input."""
     subject: OpenSubject | None = None
     for line in requests:
         request: Request = msgspec.json.decode(line, type=Request)
         reply: Reply
         try:
-            if isinstance(request, Quit):
-                return
             if isinstance(request, Open):
                 subject = OpenSubject(request)
                 reply = subject.opened()

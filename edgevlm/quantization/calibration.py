@@ -8,16 +8,16 @@ import itertools
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
-import edgevlm
+from edgevlm.data_files import data_folder, data_names, read_toml
 from edgevlm.errors import DataError, ModelError, UsageError, did_you_mean
 from edgevlm.progress import Progress, StepProgress, silent
 from edgevlm.quantization.graphs import has_external_data, operator_counts, selected_nodes
-from edgevlm.quantization.schemes import CALIBRATIONS, Calibration, schemes_for
+from edgevlm.quantization.schemes import Calibration, schemes_for
 from edgevlm.runtime.spec import Array, Spec
 
 # A histogram calibrator holds every activation of a chunk at once (MobileNetV2: 27 MB a picture).
@@ -40,8 +40,8 @@ class CalibrationRecipe(Spec, frozen=True, kw_only=True):
     """
 
     name: str
-    methods: tuple[Calibration, ...]
-    n_samples: int
+    methods: Annotated[tuple[Calibration, ...], msgspec.Meta(min_length=1)]
+    n_samples: Annotated[int, msgspec.Meta(ge=1)]
     seed: int
     source: str
     licence: str
@@ -50,7 +50,7 @@ class CalibrationRecipe(Spec, frozen=True, kw_only=True):
 
 def recipe_names() -> tuple[str, ...]:
     """The recipes that come with the package."""
-    return tuple(sorted(path.stem for path in _recipe_folder().glob("*.toml")))
+    return data_names("calibration")
 
 
 def load_recipe(name_or_path: str) -> CalibrationRecipe:
@@ -60,48 +60,13 @@ def load_recipe(name_or_path: str) -> CalibrationRecipe:
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
-        path = _recipe_folder() / f"{name_or_path}.toml"
         if name_or_path not in recipe_names():
             raise UsageError(
-                f"There is no calibration recipe '{name_or_path}'.", hint=did_you_mean(name_or_path, recipe_names())
+                f"There is no calibration recipe '{name_or_path}'.",
+                hint=f"{did_you_mean(name_or_path, recipe_names())} A path to a TOML file works too.",
             )
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"The calibration recipe '{path}' cannot be read: {error.strerror}.", hint="Give the path of a TOML file."
-        ) from error
-    return _parse(text, str(path))
-
-
-def _parse(text: bytes, where: str) -> CalibrationRecipe:
-    try:
-        values = msgspec.toml.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{where}' is not TOML: {error}.", hint="Mend the line that it names.") from error
-    known = [field.name for field in msgspec.structs.fields(CalibrationRecipe)]
-    for key in values:
-        if key not in known:
-            raise UsageError(f"'{where}' has the key '{key}', which no recipe has.", hint=did_you_mean(key, known))
-    for method in values.get("methods", ()) if isinstance(values.get("methods"), list) else ():
-        if method not in CALIBRATIONS:
-            raise UsageError(
-                f"'{where}' names the calibration method '{method}'.", hint=did_you_mean(str(method), CALIBRATIONS)
-            )
-    try:
-        recipe = msgspec.convert(values, CalibrationRecipe)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"'{where}' is not a calibration recipe: {error}.", hint="Mend that key.") from error
-    if recipe.n_samples < 1 or not recipe.methods:
-        raise UsageError(f"'{where}' asks for no samples or no methods.", hint="Set n_samples and methods.")
-    return recipe
-
-
-def _recipe_folder() -> Path:
-    """``edgevlm/_data/calibration`` in an installed wheel, the top-level ``calibration`` in a source checkout."""
-    package = Path(edgevlm.__file__).parent
-    installed = package / "_data" / "calibration"
-    return installed if installed.is_dir() else package.parent / "calibration"
+        path = data_folder("calibration") / f"{name_or_path}.toml"
+    return read_toml(path, CalibrationRecipe, what="calibration recipe")
 
 
 def collect_ranges(

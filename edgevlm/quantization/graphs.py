@@ -1,17 +1,53 @@
-"""Reading ONNX graphs for quantization: what they hold, and which nodes a scheme makes int8."""
+"""Reading ONNX graphs for quantization: what they hold, which schemes suit them, which nodes a scheme makes int8."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edgevlm.quantization.schemes import CONV, LINEAR, Scheme
+from edgevlm.quantization.schemes import (
+    CALIBRATIONS,
+    CONV,
+    LINEAR,
+    ActivationSign,
+    Calibration,
+    Scheme,
+    schemes_for,
+)
 
 
 def operator_counts(graph: Any) -> dict[str, int]:
     """How many nodes of each operator type a ``GraphProto`` has, by name."""
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
+
+
+def schemes_of_graph(
+    prepared: Path,
+    *,
+    activation_sign: ActivationSign,
+    methods: Iterable[Calibration] = CALIBRATIONS,
+    reduce_range: bool = False,
+) -> tuple[Scheme, ...]:
+    """Those of ``schemes_for`` that make this graph int8, each in a way of its own."""
+    import onnx
+
+    graph = onnx.load(prepared, load_external_data=False).graph
+    schemes = schemes_for(
+        activation_sign=activation_sign,
+        op_counts=operator_counts(graph),
+        methods=methods,
+        reduce_range=reduce_range,
+    )
+    by_effect: dict[tuple[object, ...], Scheme] = {}
+    for scheme in schemes:
+        nodes = selected_nodes(graph, scheme)
+        kept_float = {node.op_type for node in nodes} & set(scheme.float_output_op_types)
+        effect = (scheme.method, scheme.calibration, tuple(node.name for node in nodes), frozenset(kept_float))
+        if any(node.op_type in scheme.op_types for node in nodes):
+            by_effect.setdefault(effect, scheme)
+    return tuple(by_effect.values())
 
 
 def selected_nodes(graph: Any, scheme: Scheme) -> list[Any]:

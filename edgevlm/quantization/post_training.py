@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from edgevlm.errors import ModelError
 from edgevlm.quantization.graphs import has_external_data, operator_counts, selected_nodes
 from edgevlm.quantization.schemes import Scheme
-from edgevlm.runtime.spec import SessionOptions, Spec
+from edgevlm.runtime.spec import Spec
 
 # A protobuf ends at 2 GB; the quantizer holds copies, so weights move out of the file well before.
 _INLINE_LIMIT_BYTES = 1 << 30
@@ -24,20 +23,6 @@ _INT8_KERNELS = (
 )  # fmt: skip
 _METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 _FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
-
-
-class Quantized(Spec, frozen=True, kw_only=True):
-    """A quantized graph.
-
-    Args:
-        files: names in the folder of the graph: it first, then its external data.
-        n_quantized: nodes that the scheme made int8, by operator type.
-        n_float: the other nodes of the prepared graph, by operator type.
-    """
-
-    files: tuple[str, ...]
-    n_quantized: dict[str, int]
-    n_float: dict[str, int]
 
 
 class Fusion(Spec, frozen=True, kw_only=True):
@@ -52,6 +37,22 @@ class Fusion(Spec, frozen=True, kw_only=True):
     n_int8: dict[str, int]
     n_float: dict[str, int]
     n_casts: int
+
+    def describe(self) -> str:
+        """In words, for a report."""
+        n_int8, n_float = sum(self.n_int8.values()), sum(self.n_float.values())
+        return f"{n_int8} convolutions and matrix products in int8, {n_float} in float, {self.n_casts} casts"
+
+
+class Quantized(Spec, frozen=True, kw_only=True):
+    """A quantized graph.
+
+    Args:
+        files: names in the folder of the graph: it first, then its external data.
+    """
+
+    files: tuple[str, ...]
+    fusion: Fusion
 
 
 def count_operators(graph: Path) -> dict[str, int]:
@@ -71,13 +72,15 @@ def prepare(graph: Path, out: Path) -> Path:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    is_large = has_external_data(graph) or graph.stat().st_size > _INLINE_LIMIT_BYTES
     with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, _quiet():
         prepared = Path(folder) / out.name
         try:
+            is_large = has_external_data(graph) or graph.stat().st_size > _INLINE_LIMIT_BYTES
             quant_pre_process(
                 str(graph),
                 str(prepared),
+                # It refuses graphs such as ESPNetv2, takes longer than all the rest, and types no tensor more.
+                skip_symbolic_shape=True,
                 save_as_external_data=is_large,
                 all_tensors_to_one_file=True,
                 external_data_location=_data_name(out) if is_large else None,
@@ -145,23 +148,20 @@ def quantize(prepared: Path, scheme: Scheme, *, ranges: Path | None, out: Path) 
                 f"ONNX Runtime cannot quantize '{prepared.name}' by {scheme.name}: {_first_line(error)}",
                 hint="Leave that scheme out, or compile with --precision fp32.",
             ) from error
+        fusion = fusion_of(written)
         files = [out.name]
         if is_large:
             (Path(folder) / _data_name(out)).replace(out.parent / _data_name(out))
             files.append(_data_name(out))
         written.replace(out)
-    n_quantized = Counter(node.op_type for node in nodes)
-    n_float = Counter(operator_counts(graph))
-    n_float.subtract(n_quantized)
-    return Quantized(
-        files=tuple(files),
-        n_quantized=dict(sorted(n_quantized.items())),
-        n_float={op: n for op, n in sorted(n_float.items()) if n},
-    )
+    return Quantized(files=tuple(files), fusion=fusion)
 
 
-def fusion_of(file: Path, session: SessionOptions | None = None) -> Fusion:
-    """Let ONNX Runtime optimise ``file`` and count what it will run."""
+def fusion_of(file: Path) -> Fusion:
+    """Let ONNX Runtime optimise ``file`` and count what it will run.
+
+    Raises: ModelError: it does not open the graph.
+    """
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="edgevlm-fusion-") as folder:
@@ -170,9 +170,13 @@ def fusion_of(file: Path, session: SessionOptions | None = None) -> Fusion:
         options.log_severity_level = 3
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        for key, value in (session or SessionOptions()).entries.items():
-            options.add_session_config_entry(key, value)
-        ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        try:
+            ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no base but Exception
+            raise ModelError(
+                f"ONNX Runtime does not open what it quantized, '{file.name}': {_first_line(error)}",
+                hint="Leave that scheme out, or compile with --precision fp32.",
+            ) from error
         counts = count_operators(optimized)
     return Fusion(
         n_int8={op: n for op, n in counts.items() if op in _INT8_KERNELS},

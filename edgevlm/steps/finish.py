@@ -120,7 +120,7 @@ def _warnings(job: Job, found: SearchResult, confirmed: Confirmation, winner: Ca
         warnings.append(f"Latencies could not be measured validly: {'; '.join(found.reasons)}.")
     if confirmed.rejected:
         warnings.append(
-            f"{len(confirmed.rejected) + 1} candidates were tried on the report split, so its figure is slightly too good."
+            f"{len(confirmed.rejected) + 1} candidates were tried on the report split: its figure is slightly too good."
         )
     if winner.name != FLOAT and winner.ratio_high is not None and winner.ratio_high >= 1:
         warnings.append(

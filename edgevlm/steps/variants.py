@@ -16,8 +16,9 @@ from edgevlm.job import Work, place
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Event, Progress, StepProgress
 from edgevlm.quantization.calibration import collect_ranges
-from edgevlm.quantization.post_training import Quantized, count_operators, prepare, quantize
-from edgevlm.quantization.schemes import Calibration, Scheme, schemes_for
+from edgevlm.quantization.graphs import schemes_of_graph
+from edgevlm.quantization.post_training import Quantized, prepare, quantize
+from edgevlm.quantization.schemes import Calibration, Scheme
 from edgevlm.runtime.spec import Array, SessionOptions
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import Variant
@@ -49,13 +50,12 @@ def _graph_variants(work: Work, graph: str) -> Iterator[Variant]:
         return
     source = folder / exported.file
     try:
-        prepared = _prepared(work, source)
+        prepared = _prepared(work, graph, source)
     except ModelError as error:
         yield Variant(graph=graph, name="int8", precision="int8", backend=ORT, failure=error.message)
         return
     for scheme in _schemes(work, prepared, wanted):
         work.progress(StepProgress(name=work.step.name, detail=f"{graph}: quantizing {scheme.name}"))
-        options = msgspec.structs.replace(session, entries=dict(scheme.session_entries))
         try:
             made = _quantized(work, graph, prepared, scheme)
         except (MissingToolError, StoreError):
@@ -72,16 +72,16 @@ def _graph_variants(work: Work, graph: str) -> Iterator[Variant]:
             name=scheme.name,
             precision=scheme.precision,
             backend=ORT,
-            session=options,
-            recipe=scheme.describe(),
+            session=session,
+            recipe=scheme.describe() | {"runs": quantized.fusion.describe()},
         )
 
 
 def _schemes(work: Work, prepared: Path, wanted: str) -> tuple[Scheme, ...]:
     target = work.job.target
-    schemes = schemes_for(
+    schemes = schemes_of_graph(
+        prepared,
         activation_sign=target.activation_sign,
-        op_counts=count_operators(prepared),
         methods=work.job.recipe.methods,
         # Pairs of 8-bit products overflow the 16 bits that x86 without VNNI adds them up in.
         reduce_range=target.arch == "x86-64" and not set(target.isa) & VNNI,
@@ -89,23 +89,29 @@ def _schemes(work: Work, prepared: Path, wanted: str) -> tuple[Scheme, ...]:
     return tuple(s for s in schemes if wanted in ("auto", "int8") or wanted == f"int8-{s.method}")
 
 
-def _prepared(work: Work, source: Path) -> Path:
+def _prepared(work: Work, graph: str, source: Path) -> Path:
     def make(out: Path) -> None:
-        prepare(source, out / "model.onnx")
+        prepare(source, out / _file_name(graph))
 
-    return work.store.fetch("prepare", _trial_parts(source), make).path / "model.onnx"
+    parts = {**_trial_parts(source), "name": graph}
+    return work.store.fetch("prepare", parts, make).path / _file_name(graph)
+
+
+def _file_name(graph: str) -> str:
+    """The graph's own: external data is called after it, and the graphs of a bundle share a folder."""
+    return f"{graph}.onnx"
 
 
 def _quantized(work: Work, graph: str, prepared: Path, scheme: Scheme) -> Path:
     """The folder of the quantized graph, looked up or made."""
-    parts = _trial_parts(prepared)
+    parts = {**_trial_parts(prepared), "name": graph}
     ranges: Path | None = None
     if scheme.calibration is not None:
         ranges = _ranges(work, graph, prepared, scheme.calibration)
         parts["ranges"] = file_digest(ranges)
 
     def make(out: Path) -> None:
-        write_spec(out / "quantized.json", quantize(prepared, scheme, ranges=ranges, out=out / "model.onnx"))
+        write_spec(out / "quantized.json", quantize(prepared, scheme, ranges=ranges, out=out / _file_name(graph)))
 
     return work.store.fetch("quantize", {**parts, "scheme": msgspec.to_builtins(scheme)}, make).path
 
@@ -180,6 +186,10 @@ def _placed(
 
 
 def file_digest(file: Path) -> str:
-    """sha256 of a graph's file; its external data is covered by the step that made it, whose bytes follow from it."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """sha256 of a graph's file and its external data, where it has any: other weights change nothing but the latter."""
+    whole = hashlib.sha256()
+    for path in (file, file.with_name(f"{file.name}.data")):
+        if path.is_file():
+            with path.open("rb") as opened:
+                whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()

@@ -43,7 +43,8 @@ def test_a_wrong_command_is_one_sentence(arguments, code, words, capsys):
 def test_starting_imports_nothing_heavy():
     probe = (
         "import sys; from edgevlm.cli.main import exit_code_of; exit_code_of(['--help']); import edgevlm; "
-        "print(sorted({'torch','transformers','onnx','numpy','onnxruntime','PIL','rich','matplotlib'} & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'onnx', 'numpy', 'onnxruntime', 'PIL', 'rich', 'matplotlib'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")

@@ -7,6 +7,7 @@ import pytest
 
 from edgevlm.errors import EdgeVLMError, ModelError, UsageError
 from edgevlm.ingest import read_model
+from edgevlm.ingest.card import Card, CardInput, read_card
 from edgevlm.runtime.spec import CenterCrop, FlipChannels, Normalize, Rescale, Resize
 from tests.ingest.layouts import write_card, write_json, write_onnx
 
@@ -221,3 +222,11 @@ def test_external_data_elsewhere(tmp_path: Path):
     proto.graph.initializer[0].external_data[0].value = "../secret"
     file.write_bytes(proto.SerializeToString())
     assert "outside its own folder" in refused(ModelError, file).message
+
+
+def test_the_documented_card_is_a_card(tmp_path: Path):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    card = read_card(write_card(tmp_path / "card.toml", text.split("```toml\n")[1].split("```")[0]))
+    assert card.outputs == {"logits": "scores"}
+    documented = set(Card.__struct_fields__) | set(CardInput.__struct_fields__)
+    assert all(name in text for name in documented)

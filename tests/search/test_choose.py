@@ -10,7 +10,14 @@ FLOAT = Trial(name="fp32", size_bytes=40_000_000, p50_ms=10.0, ratio=1.0, drop=0
 
 
 def int8(name="int8", **changes):
-    values = dict(size_bytes=10_000_000, p50_ms=5.0, ratio=0.5, ratio_low=0.48, ratio_high=0.52, drop=0.002)
+    values = {
+        "size_bytes": 10_000_000,
+        "p50_ms": 5.0,
+        "ratio": 0.5,
+        "ratio_low": 0.48,
+        "ratio_high": 0.52,
+        "drop": 0.002,
+    }
     return Trial(name=name, **(values | changes))
 
 
