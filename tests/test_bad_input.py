@@ -73,7 +73,7 @@ def compile_demo(*more):
         (["compile", "dmeo"], 1, "dmeo"),
         (["compile", "./no/such/model"], 2, "no/such/model"),
         (compile_demo("--target", "cpuu"), 2, "Did you mean 'cpu'?"),
-        (compile_demo("--task", "image-clasification"), 2, "Did you mean 'image-classification'?"),
+        (compile_demo("--task", "image-clasification"), 2, "Did you mean 'image-classification'"),
         (compile_demo("--task", "image-classification"), 2, "task"),
         (compile_demo("--precision", "int9"), 2, "int8"),
         (compile_demo("--backends", "onnxruntimes"), 2, "Did you mean 'onnxruntime'?"),
@@ -147,7 +147,7 @@ def test_data_that_cannot_be_used(capsys, tmp_path, pictures):
     boxes = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}],
              "categories": [{"id": 1, "name": "cat"}]}  # fmt: skip
     (detection / "instances.json").write_text(json.dumps(boxes))
-    refused(capsys, compile_demo("--eval-data", detection), code=1, words="detection")
+    refused(capsys, compile_demo("--eval-data", detection), code=1, words="holds boxes")
 
 
 def test_a_picture_that_cannot_be_read(capsys, made, tmp_path):
@@ -240,27 +240,17 @@ def test_a_full_cache_is_told(capsys, pictures, tmp_path, monkeypatch):
 # --- stopped ----------------------------------------------------------------------------------------------
 
 
-def workers():
-    found = subprocess.run(["pgrep", "-f", "edgevlm.measure.worker"], capture_output=True, text=True)
+def processes_of(session):
+    """Everything that a process started with ``start_new_session`` has left."""
+    found = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True)
     return set(found.stdout.split())
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_compile_leaves_no_half_and_goes_on(pictures, tmp_path, how, code):
-    before = workers()
     environment = os.environ | {"EDGEVLM_CACHE": str(tmp_path / "cache")}
-    command = [
-        sys.executable,
-        "-m",
-        "edgevlm",
-        "compile",
-        "demo",
-        "--eval-data",
-        pictures,
-        "-o",
-        tmp_path / "out",
-        "-v",
-    ]
+    asked = ["compile", "demo", "--eval-data", pictures, "-o", tmp_path / "out", "-v"]
+    command = [sys.executable, "-m", "edgevlm", *asked]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     for line in process.stderr:
         if line.startswith("search: image_encoder: round"):
@@ -272,9 +262,9 @@ def test_a_stopped_compile_leaves_no_half_and_goes_on(pictures, tmp_path, how, c
     assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     deadline = time.monotonic() + 20
-    while workers() - before and time.monotonic() < deadline:
+    while processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not workers() - before
+    assert not processes_of(process.pid)
     again = subprocess.run([*command, "--precision", "fp32"], capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
     assert "export:image_encoder: cached" in again.stderr

@@ -357,3 +357,21 @@ def test_resnet56_stays_what_it_is(assets: Path, tmp_path: Path):
     assert made.proof.n_inputs == 50
     logits = open_source(model, "model").run(images)["logits"]
     assert (logits.argmax(1) == 0).mean() > 0.7, "the first 50 pictures are airplanes"
+
+
+def test_a_tokenizer_that_cuts_otherwise_than_transformers_is_refused(tmp_path: Path):
+    import json
+
+    import transformers
+
+    folder = write_checkpoint("CLIPModel", tmp_path / "clip")
+    letters = [letter + end for letter in "acdefhilnoptx" for end in ("", "</w>")]
+    vocabulary = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    model = read_model(str(folder))
+    samples = samples_of(model, model.graphs[1])
+    assert export_graph(model, "text_encoder", batch=None, out=tmp_path, samples=samples).proof.n_inputs == 4
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": None}))
+    with pytest.raises(ModelError, match=r"cuts 'A Photo,  of a CAT!' into other tokens than Transformers' CLIPTok"):
+        export_graph(model, "text_encoder", batch=None, out=tmp_path, samples=samples)

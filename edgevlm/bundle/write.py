@@ -63,10 +63,13 @@ def write_bundle(
 def check_destination(destination: Path, *, overwrite: bool) -> None:
     """Refuse a destination before any work is done for it.
 
-    Raises: UsageError: something is there that may not be replaced.
+    Raises: UsageError: something is there that may not be replaced. StoreError: nothing may be written there.
     """
     destination = _resolved(destination)
-    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+    with _told(destination):
+        _check_writable(next(folder for folder in destination.parents if folder.exists()))
+        is_free = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
+    if is_free:
         return
     if not overwrite:
         raise UsageError(f"'{destination}' exists already.", hint="Pass --overwrite, or another place with -o.")
@@ -74,6 +77,17 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"'{destination}' is not replaced: {stranger}.", hint="Move it away, or pass another place with -o."
         )
+
+
+def _check_writable(folder: Path) -> None:
+    number = None
+    if not folder.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        is_read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+        number = errno.EROFS if is_read_only else errno.EACCES
+    if number is not None:
+        raise OSError(number, os.strerror(number), str(folder))
 
 
 def _resolved(destination: Path) -> Path:

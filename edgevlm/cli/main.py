@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -27,6 +28,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 EXIT_INTERRUPTED = 130
+
+# What a disk says that takes no more; it can strike wherever something is written, standard output included.
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 EXAMPLES = """\b
 Examples:
@@ -107,6 +111,10 @@ def exit_code_of(arguments: list[str]) -> int:
     except Exception as error:
         if is_debug:
             raise
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            where = f"'{error.filename}'" if error.filename else "The output"
+            _say(f"{where} cannot be written: {os.strerror(error.errno)}.", "Free some space, or use another disk.")
+            return 1
         _say(
             f"Something went wrong that should not: {type(error).__name__}: {error}",
             "Run it again with --debug and report what it prints; `edgevlm doctor` checks the installation.",

@@ -70,17 +70,18 @@ def read_model(
 
 
 def kind_of(asked: str) -> str:
-    """The name in ``KINDS`` of what ``asked`` must be; what exists as a folder is never taken for something else.
+    """The name in ``KINDS`` of what ``asked`` must be; a checkpoint's folder is never taken for something else.
 
     Raises: UsageError: it can be nothing.
     """
     from edgevlm.ingest.hugging_face import HUB_ID
 
     path = Path(asked)
+    # A bundle that was written to ./demo is no model and must not hide the built-in one.
+    if asked == "demo" and not (path / "config.json").is_file():
+        return "demo"
     if path.is_dir():
         return "hugging_face"
-    if asked == "demo":
-        return "demo"
     if path.suffix == ".onnx":
         return "onnx_file"
     module, colon, factory = asked.partition(":")

@@ -100,14 +100,16 @@ def _verdict(trial: Trial, budgets: Budgets, *, must_beat_float: bool) -> Verdic
         return verdict("over a budget", "another precision was asked for")
     if trial.was_dropped:
         return verdict("dropped early", "surely slower than another candidate")
-    if trial.invalid_because:
+    if trial.invalid_because and (must_beat_float or budgets.max_latency_ms is not None):
         return verdict("not measured validly", "; ".join(trial.invalid_because))
     if missed:
         return verdict("over a budget", "; ".join(missed))
     if must_beat_float and (trial.ratio_high is None or trial.ratio_high >= 1):
         surely = trial.ratio_low is not None and trial.ratio_low > 1
         return verdict("slower than float", "surely slower than float" if surely else "not surely faster than float")
-    return verdict("inside budgets", "inside every budget")
+    # Where neither float nor a latency budget has to be beaten, a rough time is no ground to refuse what was asked for.
+    doubt = f"; its time is rough: {'; '.join(trial.invalid_because)}" if trial.invalid_because else ""
+    return verdict("inside budgets", f"inside every budget{doubt}")
 
 
 def _budget_text(budgets: Budgets) -> str:

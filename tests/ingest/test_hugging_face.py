@@ -264,6 +264,41 @@ def test_a_tokenizer_without_padding(tmp_path: Path):
     assert "which token pads" in refused(ModelError, str(folder)).message
 
 
+def siglip(folder: Path, normalizer: Any) -> Path:
+    """A SigLIP checkpoint with a tokenizer of five words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    towers = {"vision_config": {"image_size": 32, "patch_size": 8}, "text_config": {}}
+    write_folder(folder, config={"architectures": ["SiglipModel"], "model_type": "siglip", **towers})
+    words = ["</s>", "<unk>", "a", "photo", "cat"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"pad_token": "</s>"})
+    return folder
+
+
+def test_siglip_wants_canonical_texts(tmp_path: Path):
+    from tokenizers import Regex, normalizers
+
+    lower, bare = normalizers.Lowercase(), normalizers.Replace(Regex("[[:punct:]]"), "")
+    text = read_model(str(siglip(tmp_path / "good", normalizers.Sequence([lower, bare])))).processing.text
+    assert text is not None
+    assert (text.max_length, text.pad_token_id) == (64, 0)
+    error = refused(ModelError, str(siglip(tmp_path / "cased", bare)))
+    assert "lowers the case of a text and drops its punctuation" in error.message
+    refused(ModelError, str(siglip(tmp_path / "dotted", lower)))
+
+
+def test_siglip_saved_without_a_tokenizer_that_a_device_can_read(tmp_path: Path):
+    folder = siglip(tmp_path, None)
+    (folder / "tokenizer.json").rename(folder / "spiece.model")
+    error = refused(ModelError, str(folder))
+    assert "has no tokenizer.json" in error.message
+    assert error.hint == "Copy it from the checkpoint that this one was trained from."
+
+
 # --- names ------------------------------------------------------------------------------------------------
 
 
@@ -274,7 +309,9 @@ def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert kind_of("nets.mine:make") == "torch_module"
     assert kind_of("google/vit-base-patch16-224") == "hugging_face"
     (tmp_path / "demo").mkdir()
-    assert kind_of("demo") == "hugging_face", "a folder is never taken for something else"
+    assert kind_of("demo") == "demo", "a bundle that was written to ./demo does not hide the built-in model"
+    (tmp_path / "demo" / "config.json").touch()
+    assert kind_of("demo") == "hugging_face", "a checkpoint's folder is never taken for something else"
     with pytest.raises(UsageError):
         kind_of("a b c")
 

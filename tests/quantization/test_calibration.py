@@ -144,3 +144,16 @@ def test_progress_is_told(cnn: Path, tmp_path: Path) -> None:
     told: list[Event] = []
     collect_ranges(cnn, iter(feeds("cnn", 6)), "minmax", tmp_path / "ranges.json", told.append)
     assert [e.detail for e in told if isinstance(e, StepProgress)] == ["minmax: 4 samples", "minmax: 6 samples"]
+
+
+def test_what_a_search_depends_on_is_the_recipe_and_not_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+    from edgevlm.compiler import prepare as prepared_job
+
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "mine.toml"
+    params = []
+    for text in (GOOD, GOOD, GOOD.replace('"minmax"', '"percentile"')):
+        path.write_text(text)
+        job = prepared_job("demo", calibration=str(path), output=tmp_path / "out")
+        params.append(next(step.params for step in job.steps if step.name == "search"))
+    assert params[0] == params[1] != params[2]

@@ -21,6 +21,7 @@ from edgevlm.quantization.calibration import collect_ranges
 from edgevlm.quantization.graphs import schemes_of_graph, selected_nodes
 from edgevlm.quantization.post_training import count_operators, prepare, quantize
 from edgevlm.quantization.schemes import Scheme, dynamic_scheme, static_scheme
+from edgevlm.steps.variants import file_digest
 from tests.quantization.graphs import Builder, feeds, save_cnn, save_transformer
 
 GRAPHS: dict[str, Callable[..., Path]] = {"cnn": save_cnn, "transformer": save_transformer}
@@ -187,6 +188,17 @@ def test_weights_beside_the_graph_stay_beside_it(tmp_path: Path, monkeypatch: py
         assert cosine(run(made / quantized.files[0], feed), run(source, feed)) > 0.99
         assert quantized.fusion.n_int8
     assert len(list(made.iterdir())) == 4
+
+
+def test_other_weights_beside_an_equal_graph_are_another_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post_training, "_INLINE_LIMIT_BYTES", 1000)
+    prepared = prepare(save_cnn(tmp_path / "cnn.onnx"), tmp_path / "prepared.onnx")
+    before = file_digest(prepared)
+    data = tmp_path / "prepared.onnx.data"
+    changed = bytearray(data.read_bytes())
+    changed[-1] ^= 1
+    data.write_bytes(changed)
+    assert file_digest(prepared) != before
 
 
 def test_nothing_half_written_is_left_when_the_quantizer_refuses(tmp_path: Path) -> None:

@@ -78,3 +78,13 @@ def test_where_nothing_that_was_asked_for_runs_the_reason_is_told():
     unrequested = Trial(name="fp32", p50_ms=10.0, size_bytes=1, is_requested=False)
     with pytest.raises(GateError, match="no convolution"):
         choose((unrequested, Trial(name="int8", failure="the graph has no convolution")), Budgets())
+
+
+def test_a_rough_time_is_no_ground_to_refuse_a_precision_that_was_asked_for():
+    unrequested = Trial(name="fp32", p50_ms=10.0, size_bytes=1, is_requested=False)
+    rough = int8(invalid_because=("the machine was busy",))
+    choice = choose((unrequested, rough), Budgets())
+    assert choice.contenders == ("int8",)
+    assert "the machine was busy" in choice.verdict("int8").reason
+    with pytest.raises(GateError):
+        choose((unrequested, rough), Budgets(max_latency_ms=20))
