@@ -70,7 +70,7 @@ ACTIONS: dict[str, ActionSpec] = {
         keep="edgevlm.steps.search:is_kept",
     ),
     "confirm": ActionSpec(run="edgevlm.steps.confirm:run", tools=_RUN_TOOLS, per_machine=True),
-    "bundle": ActionSpec(run="edgevlm.steps.bundle:run", tools=("onnx", *_RUN_TOOLS), per_machine=True),
+    "bundle": ActionSpec(run="edgevlm.steps.bundle:run", tools=("onnx", "msgspec", *_RUN_TOOLS), per_machine=True),
 }
 
 

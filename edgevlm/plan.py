@@ -107,6 +107,7 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
             "target": target.name,
             "licence": model.source.licence,
             "asked": model.source.asked,
+            "revision": model.source.revision,
         },
         needs=("confirm", "search", *search.needs),
     )

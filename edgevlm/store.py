@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 _PARTS = "parts.json"
+_UNWRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+)
 
 
 class Entry(Spec, frozen=True, kw_only=True):
@@ -59,7 +62,7 @@ class Stored(Spec, frozen=True, kw_only=True):
     key: str
     n_bytes: int
     made_at: float
-    path: Path
+    path: str
 
 
 class Store:
@@ -125,7 +128,13 @@ class Store:
                 continue
             n_bytes = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
             found.append(
-                Stored(action=home.parent.name, key=home.name, n_bytes=n_bytes, made_at=home.stat().st_mtime, path=home)
+                Stored(
+                    action=home.parent.name,
+                    key=home.name,
+                    n_bytes=n_bytes,
+                    made_at=home.stat().st_mtime,
+                    path=str(home),
+                )
             )
         yield from sorted(found, key=lambda entry: -entry.made_at)
 
@@ -203,7 +212,7 @@ def storing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        if error.errno not in _UNWRITABLE:
             raise
         raise StoreError(
             f"'{error.filename or folder}' cannot be written: {os.strerror(error.errno or 0)}.",

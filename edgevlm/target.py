@@ -174,7 +174,8 @@ def pick_backends(target: Target, asked: tuple[str, ...]) -> tuple[str, ...]:
 
 def _toml_value(value: object) -> str:
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # a TOML basic string takes JSON's escapes
+        # A TOML basic string takes JSON's escapes, and wants one more character escaped than JSON does.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
         return f"[{', '.join(_toml_value(item) for item in value)}]"
     return str(value)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any library reads them. Two threads are what the smallest machine has that runs these tests.
 os.environ.update(
@@ -19,6 +20,10 @@ os.environ.update(
     }
 )
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# The same examples in every run: a failure can be repeated, and a pass is not luck.
+settings.register_profile("deterministic", derandomize=True, deadline=None)
+settings.load_profile("deterministic")
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
 

@@ -44,7 +44,7 @@ def read_data_set(
         labels: the model's class names by index, which the data set's are matched with by name; where empty, a task
             without fixed classes takes the data set's own.
         cache: a folder that keeps the pictures' digests, so that an unchanged data set is not read twice.
-        n_shapes, shapes_size: how many generated pictures, and their side in pixels.
+        n_shapes, shapes_size: how many generated pictures, and their side in pixels, as near as the generator can.
     Raises:  DataError: the data set is missing, empty, of another task, unreadable, or its classes do not match.
              MissingToolError: it is a Hugging Face data set and pyarrow is not installed.
     """
@@ -244,6 +244,7 @@ def _shapes(labels: Sequence[str], *, task: str, n: int, size: int) -> DataSet:
 
     if n < 1:
         raise UsageError(f"{n} generated pictures were asked for, expected at least 1.")
+    size = min(max(size, shapes.MIN_SIZE), shapes.MAX_SIZE)  # the model's own preprocessing does the rest
     own = shapes.class_names()
     is_known = set(own) <= set(labels)
     class_names = tuple(labels) if labels else own

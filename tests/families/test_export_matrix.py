@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def matrix(fast: set[str]) -> list[object]:
 def test_the_matrix_has_every_architecture():
     known = {name for family in FAMILIES for name in load_family(family).architectures}
     assert known == {tiny.architecture for tiny in CHECKPOINTS}
+
+
+def test_every_architecture_is_documented():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8").lower()
+    names = {tiny.architecture for tiny in CHECKPOINTS}
+    # Of DINOv2WithRegistersForImageClassification the table says DINOv2, "also with registers".
+    stems = {re.sub("(WithRegisters)?(ForImageClassification(WithTeacher)?|Model)$", "", name) for name in names}
+    assert [stem for stem in sorted(stems) if not re.search(rf"\b{stem.lower()}", text)] == []
 
 
 @pytest.mark.parametrize("tiny", CHECKPOINTS, ids=str)

@@ -11,6 +11,7 @@ from edgevlm.errors import DataError, ModelError, UsageError
 from edgevlm.progress import Event, StepProgress
 from edgevlm.quantization.calibration import CalibrationRecipe, collect_ranges, load_recipe, recipe_names
 from edgevlm.quantization.post_training import prepare
+from edgevlm.quantization.schemes import CALIBRATIONS
 from tests.quantization.graphs import Builder, feeds, save_cnn, save_transformer
 
 GOOD = """
@@ -61,6 +62,14 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe("defualt")
     assert "default" in caught.value.hint
+
+
+def test_the_documented_recipe_is_a_recipe(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    recipe = load_recipe(str(tmp_path / "mine.toml"))
+    assert all(f"\n{name} = " in text for name in CalibrationRecipe.__struct_fields__)
+    assert recipe.methods == CALIBRATIONS
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
