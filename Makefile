@@ -1,13 +1,13 @@
 # make demo   compile the built-in model for this CPU, run it on a picture, say where the report is
-# make test   every test;  make test-fast leaves out the slow ones
-# make check  formatting, lint and types
+# make test   the tests, in some minutes; make test-slow adds those that take longer
+# make check  lint and types
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-fast check
+.PHONY: install demo test test-slow check
 
 install: $(INSTALLED)
 
@@ -23,10 +23,10 @@ demo: install
 	@echo "report: $(OUT)/bundle/report/report.html"
 
 test: install
-	$(BIN)/python -m pytest
-
-test-fast: install
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff check edgevlm tests benchmarks
