@@ -22,7 +22,7 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import SHAPES, read_data_set
 from edgevlm.data.splits import Splits, split, split_apart
 from edgevlm.errors import UsageError, did_you_mean
-from edgevlm.extras import require_compile, tool_versions
+from edgevlm.extras import require_compile, silence_telemetry, tool_versions
 from edgevlm.ingest import read_model
 from edgevlm.job import Action, Job, Work
 from edgevlm.measure.environment import describe_environment, fingerprint
@@ -130,6 +130,7 @@ def prepare(
         protocol: how candidates are timed; the default suits models of 1 to 100 ms.
     """
     require_compile("compile")
+    silence_telemetry()
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision '{precision}'.", hint=did_you_mean(precision, PRECISIONS))
     hardware = load_target(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 
 from edgevlm.errors import MissingToolError
 
@@ -26,6 +27,12 @@ def require_compile(verb: str) -> None:
             f"{'is' if len(missing) == 1 else 'are'} not installed here.",
             hint=f"Run: {INSTALL_COMPILE}",
         )
+
+
+def silence_telemetry() -> None:
+    """Keep the libraries of the compile side from reporting home; what the user has set stays."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "1")
 
 
 def tool_versions(*names: str) -> dict[str, str]:

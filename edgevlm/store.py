@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from edgevlm.errors import StoreError
 from edgevlm.runtime.cache import cache_root
+from edgevlm.runtime.machine import is_running
 from edgevlm.runtime.spec import Spec, from_json, to_json
 
 T = TypeVar("T")
@@ -173,7 +174,7 @@ class Store:
         """Remove drafts that processes which no longer live left behind."""
         for draft in (self.root / action).glob("tmp-*"):
             with contextlib.suppress(ValueError, IndexError):
-                if not _lives(int(draft.name.split("-")[1])):
+                if not is_running(int(draft.name.split("-")[1])):
                     shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -239,13 +240,3 @@ def _settle(draft: Path, home: Path) -> None:
         if not (home / _PARTS).is_file():
             raise
         shutil.rmtree(draft, ignore_errors=True)  # another process made the same result first
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -17,8 +18,10 @@ import msgspec
 
 from edgevlm.errors import StoreError, UsageError
 from edgevlm.runtime.bundle import ARCHIVE_SUFFIX, MANIFEST, check_manifest, check_path, is_clutter
+from edgevlm.runtime.machine import is_running
 from edgevlm.runtime.spec import FileEntry, Manifest, from_json, to_json
 
+_PARTIAL = ".partial"
 _CHUNK_BYTES = 1 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can tell
 
@@ -46,7 +49,8 @@ def write_bundle(
         check_path(path)
     with _told(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=".partial"))
+        prefix = f".{destination.name}.{os.getpid()}."
+        scratch = Path(tempfile.mkdtemp(dir=destination.parent, prefix=prefix, suffix=_PARTIAL))
         try:
             fresh = scratch / "new"
             if destination.suffix == ARCHIVE_SUFFIX:
@@ -54,6 +58,7 @@ def write_bundle(
             else:
                 whole = _write_folder(fresh, manifest, files)
             _swap(fresh, destination, scratch / "old")
+            _sweep(destination)
         finally:
             if destination.exists() or not (scratch / "old").exists():  # else the old bundle lies there alone
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -216,6 +221,14 @@ def _swap(fresh: Path, destination: Path, aside: Path) -> None:
     else:
         fresh.replace(destination)
     _flush_folder(destination.parent)
+
+
+def _sweep(destination: Path) -> None:
+    """Remove what processes left beside the destination that were killed while they wrote it."""
+    for stale in destination.parent.glob(f".{glob.escape(destination.name)}.*{_PARTIAL}"):
+        pid = stale.name.removeprefix(f".{destination.name}.").partition(".")[0]
+        if pid.isdigit() and not is_running(int(pid)):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _flush(written: IO[bytes]) -> None:

@@ -84,6 +84,19 @@ def describe_machine() -> Machine:
     )  # fmt: skip
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of that number is there; True where the system does not tell without harm."""
+    if os.name != "posix":
+        return True  # Windows would end the process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def normal_arch(machine: str) -> str:
     """The one name of an architecture.
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -222,3 +224,14 @@ def test_a_manifest_that_a_reader_refuses_is_never_written(folder: Path):
     with pytest.raises(BundleError, match="used but not listed"):
         write_bundle(folder / "b", manifest, contents)
     assert not list(folder.iterdir())
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    stale, running = (tmp_path / f".out.{pid}.x.partial" for pid in (ended.pid, os.getpid()))
+    for folder in (stale, running):
+        (folder / "new").mkdir(parents=True)
+    write_bundle(tmp_path / "out", *tiny.parts("image-classification"))
+    assert not stale.exists()
+    assert running.exists()
