@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from edgevlm.cli.common import Output, output_options
 
 if TYPE_CHECKING:
     from edgevlm.measure.bundles import BundleBenchmark
-    from edgevlm.measure.spec import Comparison
+    from edgevlm.measure.spec import Comparison, Measurement
 
 
 @click.command("benchmark")
@@ -28,33 +29,52 @@ def benchmark_command(bundles: tuple[Path, ...], threads: int | None, rounds: in
       edgevlm benchmark float/ int8/ --threads 1 --json
     """
     from edgevlm.measure.bundles import benchmark_bundles
-    from edgevlm.measure.spec import Protocol
+    from edgevlm.measure.protocol import ALL_STAY, with_rounds
 
-    protocol = Protocol(n_rounds=rounds, min_rounds=min(rounds, Protocol().min_rounds)) if rounds else Protocol()
+    protocol = with_rounds(ALL_STAY, rounds) if rounds else ALL_STAY
     with output.progress() as progress:
         found = benchmark_bundles(*bundles, n_threads=threads, protocol=protocol, progress=progress)
     output.value(found, lambda: benchmark_text(found))
 
 
 def benchmark_text(found: BundleBenchmark) -> str:
-    """A table for each graph and for the whole way, with what casts doubt on it."""
-    return "\n\n".join(_table(what, comparison) for what, comparison in found.comparisons.items())
+    """A table for each graph and for the whole way, each with its verdict, and where all of it was measured."""
+    width, height = found.picture_size
+    where = f"on {found.environment.machine}, with a picture of {width} × {height}"
+    return "\n\n".join((*(_table(found, what) for what in found.comparisons), where))
 
 
-def _table(what: str, comparison: Comparison) -> str:
+def _table(found: BundleBenchmark, what: str) -> str:
     from edgevlm.cli.tables import table_text
-    from edgevlm.report.notation import ms, size
+    from edgevlm.report.notation import MISSING, ms, size
 
-    rows: list[tuple[str, ...]] = []
+    comparison, batch = found.comparisons[what], found.batches.get(what, 1)
+    title = what if batch == 1 else f"{what}, {batch} in a run"
+    rows = []
     for each in comparison.measurements:
-        if each.failure is not None:
-            rows.append((each.subject, "failed", "", "", "", "", each.failure))
-            continue
         ratio = comparison.ratio(each.subject)
-        versus = "–" if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-        percentiles = [ms(each.percentile_ms(q)) for q in (50, 90, 99)]
+        percentiles = [ms(each.percentile_ms(q)) if each.turns_ms else MISSING for q in (50, 90, 99)]
+        versus = MISSING if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
         rows.append((each.subject, *percentiles, ms(each.load_ms), size(each.memory_bytes), versus))
-    header = (what, "p50 ms", "p90 ms", "p99 ms", "load ms", "memory", "÷ first [95 %]")
-    text = table_text(header, rows, right=range(1, 7))
-    doubts = "".join(f"\nnot valid: {reason}" for reason in comparison.reasons)
-    return text + doubts
+    header = (title, "p50 ms", "p90 ms", "p99 ms", "load ms", "memory", "÷ first [95 %]")
+    failures = [f"failed: {each.subject}: {each.failure}" for each in comparison.measurements if each.failure]
+    return "\n".join((table_text(header, rows, right=range(1, 7)), *failures, *_verdict(comparison)))
+
+
+def _verdict(comparison: Comparison) -> list[str]:
+    """Whether the figures are to be trusted, and under what they were taken."""
+    if not comparison.is_valid:
+        again = " (measured twice)" if comparison.was_extended else ""
+        return [f"not valid{again}: {reason}" for reason in comparison.reasons]
+    n_rounds = max(len(each.turns_ms) for each in comparison.measurements)
+    load = "" if comparison.other_load is None else f"; others took {comparison.other_load:.0%} of the CPU"
+    return [f"valid: {n_rounds} rounds, {_threads(comparison.measurements)}{load}"]
+
+
+def _threads(measurements: Sequence[Measurement]) -> str:
+    from edgevlm.report.notation import count
+
+    numbers = {each.n_threads for each in measurements}
+    if len(numbers) == 1:
+        return count(numbers.pop(), "thread")
+    return "threads: " + ", ".join(f"{each.subject} {each.n_threads}" for each in measurements)

@@ -1,13 +1,14 @@
 """A PyTorch module made by a function of the user's own, ``package.module:factory``, with a card beside its source.
 
 The only kind whose reading runs code and imports torch: nobody knows a factory's weights without calling it. Its
-digest covers the weights that it returns and the source of every module of its package that calling it imported.
+digest covers the factory's name, the weights and layers that it returns, and the source of what computes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +48,7 @@ def read_torch_module(asked: Asked) -> Model:
         kind=asked.kind,
         location=asked.name,
         asked=asked.name,
-        digest=digest_of([weights_sha256, *_sources(asked.name)], card.task, graphs, processing, options, labels),
+        digest=digest_of([weights_sha256, *_code(asked.name, module)], card.task, graphs, processing, options, labels),
         weights_sha256=weights_sha256,
         licence=card.licence,
         options=options,
@@ -118,11 +119,45 @@ def _weights_sha256(module: Any) -> str:
     return whole.hexdigest()
 
 
-def _sources(name: str) -> list[str]:
-    package = name.partition(":")[0].partition(".")[0]
-    names = sorted(known for known in sys.modules if known == package or known.startswith(f"{package}."))
-    files = [getattr(sys.modules[known], "__file__", None) for known in names]
-    return [sha256_of(Path(file)) for file in files if file and file.endswith(".py")]
+def _code(name: str, module: Any) -> list[str]:
+    """What decides, beside the weights, what ``module`` computes: two factories of one file are two models."""
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(module))
+    return [name, layers, *(sha256_of(file) for file in _sources(name, module))]
+
+
+def _sources(name: str, module: Any) -> list[Path]:
+    """The files of the factory's package, of every layer's class, and of what these import from the same project.
+
+    torch is left out: its version is part of every key.
+    """
+    start = name.partition(":")[0]
+    package = start.partition(".")[0]
+    project = _file_of(start).parents[start.count(".") + hasattr(sys.modules[start], "__path__")]
+    kinds = {kind.__module__ for layer in module.modules() for kind in type(layer).__mro__}
+    waiting = [known for known in sys.modules if known == package or known.startswith(f"{package}.")]
+    waiting += [known for known in kinds if known.partition(".")[0] != "torch"]
+    found: dict[str, Path] = {}
+    while waiting:
+        known = waiting.pop()
+        if known in found or (file := _file_of(known)).suffix != ".py":
+            continue
+        found[known] = file
+        imported = {_module_of(value) for value in vars(sys.modules[known]).values()}
+        waiting += [other for other in imported if _is_inside(project, _file_of(other))]
+    return [found[known] for known in sorted(found)]
+
+
+def _is_inside(project: Path, file: Path) -> bool:
+    return file.is_relative_to(project) and "site-packages" not in file.parts
+
+
+def _file_of(module_name: str) -> Path:
+    return Path(getattr(sys.modules.get(module_name), "__file__", None) or "").resolve()
+
+
+def _module_of(value: Any) -> str:
+    found = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return found if isinstance(found, str) else ""
 
 
 def _told(error: Exception) -> str:

@@ -312,7 +312,6 @@ class _Measuring:
         reasons = comparison_reasons(
             baseline,
             [ratio for ratio in ratios if not is_dropped[ratio.subject]],
-            n_rivals=len(rivals),
             other_load=other_load,
         )
         return Comparison(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Spec
 
 
@@ -50,9 +51,10 @@ def share_of_others(before: CpuTimes, after: CpuTimes, *, ours_s: float) -> floa
 
 
 def read_free_memory() -> int | None:
-    """Bytes that can be taken without swapping."""
+    """Bytes that can be taken without swapping, at most what this process's group is allowed."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return None if free is None else min(free, describe_machine().memory_bytes)

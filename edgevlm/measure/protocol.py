@@ -12,6 +12,10 @@ QUICK = Protocol(
 """For tests and a first look: enough rounds for a verdict, not for a fine one."""
 
 
+ALL_STAY = Protocol(halve_at=())
+"""For a benchmark, where the ratio of the slowest is wanted as well."""
+
+
 def extended(protocol: Protocol) -> Protocol:
     """Twice the rounds and twice the budget, for the one repetition after a measurement that is not valid.
 
@@ -20,3 +24,8 @@ def extended(protocol: Protocol) -> Protocol:
     return msgspec.structs.replace(
         protocol, n_rounds=2 * protocol.n_rounds, budget_s=2 * protocol.budget_s, seed=protocol.seed + 1
     )
+
+
+def with_rounds(protocol: Protocol, n_rounds: int) -> Protocol:
+    """At most ``n_rounds``; fewer where every interval is narrow before that, or where the budget ends."""
+    return msgspec.structs.replace(protocol, n_rounds=n_rounds, min_rounds=min(n_rounds, protocol.min_rounds))

@@ -82,18 +82,23 @@ class _Pairs:
 
     def estimate(self, protocol: Protocol) -> Estimate:
         """The median with its percentile-bootstrap interval, widened by what two processes differ anyway."""
-        n_sittings = len(np.unique(self.sittings))
         resampled = np.random.default_rng(protocol.seed).choice(self.logs, size=(_N_RESAMPLES, len(self.logs)))
         tail = (1 - protocol.confidence) / 2
         low, high = np.quantile(np.median(resampled, axis=1), [tail, 1 - tail])
         middle = float(np.median(self.logs))
-        process = NormalDist().inv_cdf(1 - tail) * PROCESS_DEVIATION / np.sqrt(n_sittings)
+        process = NormalDist().inv_cdf(1 - tail) * PROCESS_DEVIATION / np.sqrt(self.n_sittings)
         return Estimate(
             value=float(np.exp(middle)),
             low=float(np.exp(middle - np.hypot(middle - low, process))),
             high=float(np.exp(middle + np.hypot(high - middle, process))),
             n=len(self.logs),
         )
+
+    @property
+    def n_sittings(self) -> float:
+        """How many equally long sittings would tell as much: one that has only begun adds little (Kish, 1965)."""
+        _, lengths = np.unique(self.sittings, return_counts=True)
+        return float(lengths.sum() ** 2 / (lengths**2).sum())
 
     def halves(self) -> tuple[_Pairs, _Pairs]:
         half = len(self.logs) // 2
@@ -144,6 +149,8 @@ def _too_wide(subject: Measurement, estimate: Estimate) -> str | None:
 
 
 def _drift(subject: Measurement, pairs: _Pairs, protocol: Protocol) -> str | None:
+    if len(pairs.logs) < 2 * MIN_PAIRS:
+        return None  # a half has no interval
     first, second = (half.estimate(protocol) for half in pairs.halves())
     part_ways = first.high < second.low or second.high < first.low
     if not part_ways or abs(np.log(second.value / first.value)) < MIN_DRIFT:
@@ -151,19 +158,15 @@ def _drift(subject: Measurement, pairs: _Pairs, protocol: Protocol) -> str | Non
     return f"The ratio of {subject.subject} drifted from {first.value:.2f} to {second.value:.2f} while it was measured."
 
 
-def comparison_reasons(
-    baseline: Measurement, ratios: Sequence[Ratio], *, n_rivals: int, other_load: float | None
-) -> tuple[str, ...]:
+def comparison_reasons(baseline: Measurement, ratios: Sequence[Ratio], *, other_load: float | None) -> tuple[str, ...]:
     """Why a comparison as a whole is not valid; empty where it is.
 
-    Args:
-        ratios: of the rivals that were neither dropped nor failed.
-        n_rivals: how many there were to begin with.
+    Args: ratios: of the rivals that were neither dropped nor failed.
     """
     if baseline.failure is not None:
         return (f"The baseline {baseline.subject} failed: {baseline.failure}",)
     reasons = [reason for ratio in ratios for reason in ratio.reasons]
-    if n_rivals == 0 and len(baseline.turns_ms) < MIN_PAIRS:
+    if not ratios and len(baseline.turns_ms) < MIN_PAIRS:
         reasons.append(f"{baseline.subject} has {len(baseline.turns_ms)} turns; {MIN_PAIRS} are needed.")
     if other_load is not None and other_load > MAX_OTHER_LOAD:
         reasons.append(

@@ -100,6 +100,28 @@ def test_the_digest_follows_the_source(package: Path):
     assert read_model("ourpackage.nets:make").source.digest != before
 
 
+def test_two_factories_of_one_file_are_two_models(package: Path):
+    """Both have the same weights and the same source, and compute different things."""
+    source = SOURCE + "\nclass Twice(Net):\n    def forward(self, pixel_values):\n"
+    source += "        return 2 * super().forward(pixel_values)\n\n\ndef twice():\n    return Twice()\n"
+    (package / "nets.py").write_text(source, encoding="utf-8")
+    one, two = (read_model(f"ourpackage.nets:{name}").source for name in ("make", "twice"))
+    assert one.weights_sha256 == two.weights_sha256
+    assert one.digest != two.digest
+
+
+def test_the_digest_follows_what_the_source_imports_from_beside_it(package: Path):
+    """A flat project, as people have them: a script that imports another script."""
+    beside = package.parent / "ourpackage_layers.py"
+    beside.write_text("def pool(x):\n    return x.mean((2, 3))\n", encoding="utf-8")
+    changed = SOURCE.replace("pixel_values.mean((2, 3))", "pool(pixel_values)")
+    (package / "nets.py").write_text(f"from ourpackage_layers import pool\n{changed}", encoding="utf-8")
+    before = read_model("ourpackage.nets:make").source.digest
+    assert read_model("ourpackage.nets:make").source.digest == before
+    beside.write_text("def pool(x):\n    return x.amax((2, 3))\n", encoding="utf-8")
+    assert read_model("ourpackage.nets:make").source.digest != before
+
+
 def test_outputs_by_name(package: Path):
     pictures = {"pixel_values": np.ones((1, 3, 8, 8), np.float32)}
     with pytest.raises(ModelError, match="gives 'scores', and not 'logits'"):

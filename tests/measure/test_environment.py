@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from edgevlm.measure import load
 from edgevlm.measure.environment import describe_environment, fingerprint
-from edgevlm.measure.load import CpuTimes, parse_cpu_times, read_cpu_times, share_of_others
+from edgevlm.measure.load import CpuTimes, parse_cpu_times, read_cpu_times, read_free_memory, share_of_others
 from edgevlm.measure.protocol import extended
 from edgevlm.measure.spec import Protocol
+from edgevlm.runtime.machine import describe_machine
 from tests.measure.fakes import ENVIRONMENT
 
 STAT = """cpu  300 100 200 3000 400 10 20 70 50 5
@@ -83,3 +86,13 @@ def test_extended_means_twice_of_everything_and_other_dice():
     assert longer.n_rounds == 2 * Protocol().n_rounds
     assert longer.budget_s == 2 * Protocol().budget_s
     assert longer.seed != Protocol().seed
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux tells how much memory is free")
+def test_no_more_memory_is_free_than_a_container_may_take(monkeypatch: pytest.MonkeyPatch):
+    free = read_free_memory()
+    assert free is not None
+    assert 0 < free <= describe_machine().memory_bytes
+    small = msgspec.structs.replace(describe_machine(), memory_bytes=5_000_000)
+    monkeypatch.setattr(load, "describe_machine", lambda: small)
+    assert read_free_memory() == 5_000_000

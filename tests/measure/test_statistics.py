@@ -150,6 +150,27 @@ def test_a_ratio_that_drifts_is_not_valid():
     assert ratio.reasons == ("The ratio of s drifted from 0.50 to 0.60 while it was measured.",)
 
 
+def test_a_few_turns_cannot_show_drift():
+    turns = [5.0] * MIN_PAIRS + [6.0] * (MIN_PAIRS - 1)
+    baseline = measurement("b", [10.0] * 2 * MIN_PAIRS)
+    few = ratio_of(measurement("s", turns), baseline, PROTOCOL)
+    enough = ratio_of(measurement("s", [*turns, 6.0]), baseline, PROTOCOL)
+    assert few is not None
+    assert enough is not None
+    assert few.is_valid
+    assert "drifted" in enough.reasons[0]
+
+
+def test_a_sitting_that_has_only_begun_adds_little():
+    widths = []
+    for n in (20, 21, 30):
+        ratio = ratio_of(measurement("s", [5.0] * n), measurement("b", [10.0] * n), PROTOCOL)
+        assert ratio is not None
+        widths.append(ratio.high - ratio.low)
+    assert widths[0] == pytest.approx(widths[2] * (3 / 2) ** 0.5, rel=1e-3)
+    assert widths[1] > widths[0] * 0.94
+
+
 def test_noise_is_not_called_drift():
     rng = np.random.default_rng(6)
     for _ in range(50):
@@ -174,15 +195,16 @@ def test_a_comparison_is_as_valid_as_its_ratios_its_baseline_and_its_machine():
     poor = ratio_of(measurement("p", [5.0] * 3), baseline, PROTOCOL)
     assert sound is not None
     assert poor is not None
-    assert comparison_reasons(baseline, [sound], n_rivals=1, other_load=0.5) == ()
-    assert comparison_reasons(baseline, [sound], n_rivals=1, other_load=None) == ()
-    assert comparison_reasons(baseline, [sound, poor], n_rivals=2, other_load=0.5) == poor.reasons
-    (busy,) = comparison_reasons(baseline, [sound], n_rivals=1, other_load=(1 + MAX_OTHER_LOAD) / 2)
+    assert comparison_reasons(baseline, [sound], other_load=0.5) == ()
+    assert comparison_reasons(baseline, [sound], other_load=None) == ()
+    assert comparison_reasons(baseline, [sound, poor], other_load=0.5) == poor.reasons
+    (busy,) = comparison_reasons(baseline, [sound], other_load=(1 + MAX_OTHER_LOAD) / 2)
     assert busy.startswith("Other processes took 98% of the CPU")
+    assert comparison_reasons(measurement("b", [10.0]), [], other_load=0.0), "rivals that all failed vouch for nothing"
     broken = measurement("b", [], failure="It died.")
-    assert comparison_reasons(broken, [], n_rivals=1, other_load=0.0) == ("The baseline b failed: It died.",)
+    assert comparison_reasons(broken, [], other_load=0.0) == ("The baseline b failed: It died.",)
 
 
 def test_one_subject_alone_needs_turns_too():
-    assert comparison_reasons(measurement("b", [1.0] * MIN_PAIRS), [], n_rivals=0, other_load=0.0) == ()
-    assert comparison_reasons(measurement("b", [1.0]), [], n_rivals=0, other_load=0.0) != ()
+    assert comparison_reasons(measurement("b", [1.0] * MIN_PAIRS), [], other_load=0.0) == ()
+    assert comparison_reasons(measurement("b", [1.0]), [], other_load=0.0) != ()

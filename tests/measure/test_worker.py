@@ -20,7 +20,7 @@ from edgevlm.measure.interleave import compare
 from edgevlm.measure.process import ProcessWorker, WorkerError
 from edgevlm.measure.protocol import QUICK
 from edgevlm.measure.spec import Comparison, Subject
-from edgevlm.measure.worker import Times, options_for_turns, wait_due_to_others
+from edgevlm.measure.worker import Open, OpenSubject, Times, options_for_turns, wait_due_to_others
 from edgevlm.runtime.spec import SessionOptions
 from tests.measure import faulty
 
@@ -280,6 +280,15 @@ def test_pools_stop_spinning_between_turns_unless_told_otherwise():
     for own in ({"session.force_spinning_stop": "0"}, {"session.intra_op.allow_spinning": "0"}):
         assert options_for_turns("onnxruntime", SessionOptions(entries=own)).entries == own
     assert options_for_turns("another", SessionOptions()) == SessionOptions()
+
+
+def test_a_worker_opens_its_session_so(inputs: str):
+    subject = onnx_subject(inputs, "float")
+    opened = OpenSubject(
+        Open(backend=subject.backend, file=subject.file, inputs=inputs, session=SessionOptions(n_threads=2))
+    )
+    settings = opened.session._session.get_session_options()  # type: ignore[attr-defined]
+    assert settings.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 @pytest.mark.parametrize(
