@@ -145,6 +145,16 @@ def test_without_labels_both_towers_ship_and_any_label_can_be_asked(checkpoint, 
     assert made.report.accuracy.value > 0.9
 
 
+def test_a_text_tower_that_nothing_judges_stays_float(checkpoint, pictures, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, picture in enumerate(sorted(pictures.rglob("*.png"))[:60]):
+        shutil.copy(picture, flat / f"{i}.png")
+    made = edgevlm.compile(str(checkpoint), eval_data=flat, protocol=QUICK, output=tmp_path / "out")
+    assert {c.name: c.precision for c in made.manifest.components}[TEXT_ENCODER] == "fp32"
+    assert any("text tower stays float" in warning for warning in made.report.warnings)
+
+
 def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
     made = edgevlm.compile(
         str(checkpoint), task="image-feature-extraction", eval_data=pictures, protocol=QUICK, output=tmp_path / "out"

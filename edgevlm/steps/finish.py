@@ -11,13 +11,14 @@ import msgspec
 from edgevlm.export import Exported
 from edgevlm.job import Job
 from edgevlm.measure.environment import describe_environment
-from edgevlm.plan import Budgets
+from edgevlm.plan import TEXT_ENCODER, Budgets
 from edgevlm.report import write_report
 from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Proof, Report, StepRow
 from edgevlm.runtime.spec import Manifest
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult
 from edgevlm.steps.confirm import Confirmation
+from edgevlm.steps.variants import is_text_judged
 from edgevlm.store import read_spec
 
 
@@ -126,6 +127,9 @@ def _warnings(job: Job, found: SearchResult, confirmed: Confirmation, winner: Ca
         warnings.append(
             "What ships is not surely faster than float: it was asked for, or the budgets leave nothing else."
         )
+    ships_text = any(variant.graph == TEXT_ENCODER for variant in found.variants)
+    if ships_text and job.request.precision != FLOAT and not is_text_judged(job):
+        warnings.append("The text tower stays float: without --labels or labelled --eval-data nothing can judge it.")
     if job.request.batch is None:
         warnings.append("The batch is free; latency was measured at batch 1.")
     return tuple(dict.fromkeys(warnings))

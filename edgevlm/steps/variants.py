@@ -12,7 +12,7 @@ import msgspec
 from edgevlm.errors import EdgeVLMError, MissingToolError, ModelError, StoreError
 from edgevlm.export import Exported
 from edgevlm.extras import tool_versions
-from edgevlm.job import Work, place
+from edgevlm.job import Job, Work, place
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Event, Progress, StepProgress
 from edgevlm.quantization.calibration import collect_ranges
@@ -38,6 +38,11 @@ def make_variants(work: Work) -> tuple[Variant, ...]:
     return tuple(variant for graph in work.step.params["graphs"] for variant in _graph_variants(work, graph))
 
 
+def is_text_judged(job: Job) -> bool:
+    """Whether the metric asks about texts at all: without any labels it sees the picture's vector alone."""
+    return bool(job.request.labels) or job.data.has_labels
+
+
 def _graph_variants(work: Work, graph: str) -> Iterator[Variant]:
     folder = work.inputs[f"export:{graph}"]
     exported = read_spec(folder / "exported.json", Exported)
@@ -47,6 +52,8 @@ def _graph_variants(work: Work, graph: str) -> Iterator[Variant]:
         yield _placed(work, files, graph=graph, name=FLOAT, precision=FLOAT, backend=backend, session=session)
     wanted = work.step.params["precision"]
     if wanted == FLOAT or "int8" not in work.step.params["precisions"]:
+        return
+    if graph == TEXT_ENCODER and not is_text_judged(work.job):
         return
     source = folder / exported.file
     try:
