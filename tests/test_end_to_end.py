@@ -125,11 +125,14 @@ def test_nothing_of_this_machine_is_in_the_bundle(demo, pictures):
             assert str(Path(edgevlm.__file__).parent).encode() not in data, file
 
 
-def test_an_archive_holds_the_same(demo, pictures, tmp_path):
-    packed = edgevlm.compile("demo", eval_data=pictures, protocol=QUICK, output=tmp_path / "demo.evlm")
+def test_an_archive_holds_the_same(pictures, tmp_path):
+    # Float, so that no noise of the machine decides which candidate ships.
+    asked = {"eval_data": pictures, "precision": "fp32", "protocol": QUICK}
+    folder = edgevlm.compile("demo", output=tmp_path / "demo", **asked)
+    packed = edgevlm.compile("demo", output=tmp_path / "demo.evlm", **asked)
     ours = {entry for entry in packed.manifest.files if not entry.path.startswith("report/")}
-    assert ours == {entry for entry in demo.manifest.files if not entry.path.startswith("report/")}
-    assert edgevlm.run(packed.bundle, PICTURE.image) == edgevlm.run(demo.bundle, PICTURE.image)
+    assert ours == {entry for entry in folder.manifest.files if not entry.path.startswith("report/")}
+    assert edgevlm.run(packed.bundle, PICTURE.image) == edgevlm.run(folder.bundle, PICTURE.image)
 
 
 def test_without_labels_both_towers_ship_and_any_label_can_be_asked(checkpoint, pictures, tmp_path):
@@ -202,10 +205,11 @@ def hits(compiled):
     return {row.name: row.hit for row in compiled.report.steps}
 
 
-def test_the_same_compile_again_is_a_look_up(demo, pictures, tmp_path):
-    again = edgevlm.compile("demo", eval_data=pictures, protocol=QUICK, output=tmp_path / "again")
+def test_the_same_compile_again_is_a_look_up(pictures, tmp_path):
+    asked = {"eval_data": pictures, "precision": "fp32", "protocol": QUICK, "max_drop": 0.02}
+    edgevlm.compile("demo", output=tmp_path / "first", **asked)
+    again = edgevlm.compile("demo", output=tmp_path / "again", **asked)
     assert all(hits(again).values())
-    assert again.report.winner == demo.report.winner
     assert "the same inputs" in why(again.bundle).steps[0].why
 
 

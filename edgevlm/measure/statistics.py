@@ -18,8 +18,12 @@ from edgevlm.runtime.spec import Array, Spec
 _N_RESAMPLES = 2000
 
 # Two processes of the same graph differ by more than their rounds tell (where their memory lies, for one): standard
-# deviation of the logarithm of the ratio. Measured: docs/measuring.md, "The same graph twice".
+# deviation of the logarithm of the ratio, on a machine where nothing else disturbs it. Measured: docs/measuring.md,
+# "The same graph twice".
 PROCESS_DEVIATION = 0.012
+
+# Of a normal distribution: standard deviation ÷ median absolute deviation. The latter shrugs off spoilt turns.
+_DEVIATION_PER_MAD = 1 / NormalDist().inv_cdf(0.75)
 
 # With five pairs even the whole range from the smallest to the largest is only a 94 % interval of the median:
 # 1 - 2 * 0.5 ** 5.
@@ -86,7 +90,7 @@ class _Pairs:
         tail = (1 - protocol.confidence) / 2
         low, high = np.quantile(np.median(resampled, axis=1), [tail, 1 - tail])
         middle = float(np.median(self.logs))
-        process = NormalDist().inv_cdf(1 - tail) * PROCESS_DEVIATION / np.sqrt(self.n_sittings)
+        process = NormalDist().inv_cdf(1 - tail) * self.process_deviation / np.sqrt(self.n_sittings)
         return Estimate(
             value=float(np.exp(middle)),
             low=float(np.exp(middle - np.hypot(middle - low, process))),
@@ -99,6 +103,22 @@ class _Pairs:
         """How many equally long sittings would tell as much: one that has only begun adds little (Kish, 1965)."""
         _, lengths = np.unique(self.sittings, return_counts=True)
         return float(lengths.sum() ** 2 / (lengths**2).sum())
+
+    @property
+    def process_deviation(self) -> float:
+        """By how much sittings differ beyond what their rounds explain, but never less than is usual.
+
+        On a busy machine it is far more than usual: where the system puts threads lasts as long as their process.
+        Source: DerSimonian and Laird, Meta-analysis in clinical trials, 1986: the variance between studies.
+        """
+        groups = [self.logs[self.sittings == sitting] for sitting in np.unique(self.sittings)]
+        if len(groups) == 1:
+            return PROCESS_DEVIATION
+        medians = np.array([np.median(group) for group in groups])
+        apart = np.concatenate([np.abs(group - median) for group, median in zip(groups, medians, strict=True)])
+        round_deviation = _DEVIATION_PER_MAD * float(np.median(apart))
+        explained = np.pi / 2 * round_deviation**2 * np.mean([1 / len(group) for group in groups])
+        return float(np.sqrt(max(PROCESS_DEVIATION**2, medians.var(ddof=1) - explained)))
 
     def halves(self) -> tuple[_Pairs, _Pairs]:
         half = len(self.logs) // 2

@@ -151,14 +151,28 @@ def test_a_ratio_that_drifts_is_not_valid():
 
 
 def test_a_few_turns_cannot_show_drift():
-    turns = [5.0] * MIN_PAIRS + [6.0] * (MIN_PAIRS - 1)
+    turns = [5.0] * MIN_PAIRS + [5.5] * (MIN_PAIRS - 1)
     baseline = measurement("b", [10.0] * 2 * MIN_PAIRS)
     few = ratio_of(measurement("s", turns), baseline, PROTOCOL)
-    enough = ratio_of(measurement("s", [*turns, 6.0]), baseline, PROTOCOL)
+    enough = ratio_of(measurement("s", [*turns, 5.5]), baseline, PROTOCOL)
     assert few is not None
     assert enough is not None
     assert few.is_valid
     assert "drifted" in enough.reasons[0]
+
+
+def test_sittings_that_differ_widen_the_interval():
+    """As a busy machine does it: where threads are put lasts as long as their process."""
+    rng = np.random.default_rng(7)
+    held = {"alike": 0, "unlike": 0}
+    for seed in range(200):
+        for name, deviation in (("alike", 0.0), ("unlike", 0.15)):
+            turns = lognormal(rng, 40, deviation=0.3) * np.repeat(lognormal(rng, 4, deviation=deviation), 10)
+            ratio = ratio_of(measurement("s", turns), measurement("b", np.ones(40)), Protocol(seed=seed))
+            assert ratio is not None
+            held[name] += ratio.low <= 1 <= ratio.high
+    assert 0.92 <= held["alike"] / 200 <= 0.99
+    assert 0.92 <= held["unlike"] / 200 <= 0.99, "0.86 without looking at how the sittings differ"
 
 
 def test_a_sitting_that_has_only_begun_adds_little():
