@@ -209,12 +209,17 @@ def _known(accuracy: Accuracy | None) -> Accuracy:
 
 
 def table(result: Result) -> str:
-    """The figures as Markdown; a ratio above 1 says how many times faster edgevlm's choice is."""
+    """The figures at one thread as Markdown; a ratio above 1 says how many times faster edgevlm's choice is.
+
+    With several threads, work beside the measurement cannot be taken out of the times (docs/measuring.md); those rows
+    stay in the JSON file with their verdicts.
+    """
+    rows = [row for row in result.rows if row.n_threads == 1] or list(result.rows)
     lines = [
         "| model | threads | ships | p50 ms | × ONNX Runtime float | × PyTorch eager | top-1 (float) "
         "| drop, points | MB (float) |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_line(row) for row in result.rows),
+        *(_line(row) for row in rows),
         "",
         f"{result.rows[0].comparison.environment.machine}, {result.made_at}, edgevlm {edgevlm.__version__}, "
         + ", ".join(f"{k} {v}" for k, v in result.rows[0].comparison.environment.tools.items() if k != "edgevlm")
