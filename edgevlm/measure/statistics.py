@@ -22,9 +22,6 @@ _N_RESAMPLES = 2000
 # "The same graph twice".
 PROCESS_DEVIATION = 0.012
 
-# Of a normal distribution: standard deviation ÷ median absolute deviation. The latter shrugs off spoilt turns.
-_DEVIATION_PER_MAD = 1 / NormalDist().inv_cdf(0.75)
-
 # With five pairs even the whole range from the smallest to the largest is only a 94 % interval of the median:
 # 1 - 2 * 0.5 ** 5.
 MIN_PAIRS = 6
@@ -115,9 +112,10 @@ class _Pairs:
         if len(groups) == 1:
             return PROCESS_DEVIATION
         medians = np.array([np.median(group) for group in groups])
-        apart = np.concatenate([np.abs(group - median) for group, median in zip(groups, medians, strict=True)])
-        round_deviation = _DEVIATION_PER_MAD * float(np.median(apart))
-        explained = np.pi / 2 * round_deviation**2 * np.mean([1 / len(group) for group in groups])
+        n_spare = len(self.logs) - len(groups)
+        variance = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / max(1, n_spare)
+        # The median of n normal values has π/2 times the variance of their mean.
+        explained = np.pi / 2 * variance * np.mean([1 / len(group) for group in groups])
         return float(np.sqrt(max(PROCESS_DEVIATION**2, medians.var(ddof=1) - explained)))
 
     def halves(self) -> tuple[_Pairs, _Pairs]:
