@@ -109,6 +109,8 @@ def prepare(
     image_size: int | None = None,
     backends: Sequence[str] = (),
     calibration: str = "default",
+    search_minutes: float = 4.0,
+    keep_float: Sequence[str] = (),
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     output: str | os.PathLike[str] | None = None,
@@ -125,6 +127,8 @@ def prepare(
         calibration_data, eval_data: as ``read_data_set`` takes them; the built-in pictures where both are left out.
         max_drop: accuracy that may be lost, as a fraction.
         batch: pictures in a call; None leaves it free.
+        search_minutes: for mixed precision and tuning, once every form was made and timed.
+        keep_float: patterns such as ``*attention*`` of the nodes that stay in float.
         output: a folder, or a file ending in ``.evlm``; ``MODEL-TARGET`` where left out.
         check_output: refuse an output that may not be written now, not after the work.
         protocol: how candidates are timed; the default suits models of 1 to 100 ms.
@@ -160,6 +164,9 @@ def prepare(
         backends=found_backends,
         calibration=recipe,
         protocol=protocol or Protocol(),
+        may_use_fewer_threads=threads is None,
+        search_minutes=search_minutes,
+        keep_float=tuple(keep_float),
     )
     splits = _read_splits(found, folded, calibration_data, eval_data, recipe.n_samples, recipe.seed)
     data = _digests(splits)
@@ -192,6 +199,8 @@ def prepare(
             image_size=image_size,
             backends=",".join(backends) or None,
             calibration=None if calibration == "default" else calibration,
+            search_minutes=None if search_minutes == 4.0 else search_minutes,
+            keep_float=",".join(keep_float) or None,
         ),
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -39,6 +39,9 @@ class Request(Spec, frozen=True, kw_only=True):
         backends: empty means those of the target that are installed.
         calibration: how activation ranges are found; the whole recipe decides what a search finds.
         protocol: how candidates are timed against each other.
+        may_use_fewer_threads: nobody asked for exactly ``n_threads``, so fewer may ship where they are faster.
+        search_minutes: for mixed precision and tuning; making and timing every form once is not counted.
+        keep_float: patterns of nodes that stay in float.
     """
 
     budgets: Budgets = Budgets()
@@ -49,6 +52,9 @@ class Request(Spec, frozen=True, kw_only=True):
     backends: tuple[str, ...] = ()
     calibration: CalibrationRecipe | None = None
     protocol: Protocol = Protocol()
+    may_use_fewer_threads: bool = False
+    search_minutes: float = 4.0
+    keep_float: tuple[str, ...] = ()
 
 
 class DataDigests(Spec, frozen=True, kw_only=True):
@@ -174,6 +180,9 @@ def _search(
             "precisions": list(target.precisions),
             "activation_sign": target.activation_sign,
             "n_threads": request.n_threads,
+            "may_use_fewer_threads": request.may_use_fewer_threads,
+            "search_minutes": request.search_minutes,
+            "keep_float": list(request.keep_float),
             "batch": request.batch,
             "budgets": _budgets(request.budgets),
             "calibration": msgspec.to_builtins(request.calibration),

@@ -51,6 +51,9 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--image-size", type=click.IntRange(min=1), help="Height and width instead of the model's own.")
 @click.option("--backends", callback=_names, help="Only these, such as onnxruntime.")
 @click.option("--calibration", default="default", show_default=True, help="A calibration recipe's name or path.")
+@click.option("--search-minutes", type=click.FloatRange(min=0), default=4, show_default=True,
+              help="For mixed precision and tuning, after every form was timed; 0 leaves them out.")  # fmt: skip
+@click.option("--keep-float", callback=_names, help="Patterns of nodes that stay in float, such as '*attn*'.")
 @click.option("--allow-pickle", is_flag=True, help="Take weights from a pickle (it can run code).")
 @click.option("--trust-remote-code", is_flag=True, help="Run the code that a checkpoint brings along.")
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path),
@@ -76,6 +79,8 @@ def compile_command(
     image_size: int | None,
     backends: tuple[str, ...],
     calibration: str,
+    search_minutes: float,
+    keep_float: tuple[str, ...],
     allow_pickle: bool,
     trust_remote_code: bool,
     destination: Path | None,
@@ -108,6 +113,8 @@ def compile_command(
         image_size=image_size,
         backends=backends,
         calibration=calibration,
+        search_minutes=search_minutes,
+        keep_float=keep_float,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         output=destination,

@@ -91,6 +91,13 @@ class Lowering(Protocol):
         """The nodes that do the work and that ``recipe`` lowers, by name, in the order in which they run."""
         ...
 
+    def sessions(self, recipe: Any, *, n_threads: int, may_use_fewer: bool) -> dict[str, SessionOptions]:
+        """Other ways to open a form that may be faster, by a short name; what it answers must stay the same.
+
+        Args:    may_use_fewer: nobody asked for exactly ``n_threads``.
+        """
+        ...
+
     def lower(self, graph: Path, prepared: Path, recipe: Any, data: CalibrationData, out: Path) -> Lowered:
         """Write one form into the folder ``out``. The same inputs give the same bytes, where the backend allows it.
 

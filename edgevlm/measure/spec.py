@@ -149,6 +149,9 @@ class Comparison(Spec, frozen=True, kw_only=True):
     other_load: float | None = None
     was_extended: bool = False
 
+    def has(self, subject: str) -> bool:
+        return any(m.subject == subject for m in self.measurements)
+
     def measurement(self, subject: str) -> Measurement:
         return next(m for m in self.measurements if m.subject == subject)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 from edgevlm.quantization.schemes import (
     CALIBRATIONS,
+    CLAMPS,
     CONV,
     LINEAR,
     ActivationSign,
@@ -50,13 +51,29 @@ def schemes_of_graph(
     return tuple(by_effect.values())
 
 
-def selected_nodes(graph: Any, scheme: Scheme) -> list[Any]:
-    """The nodes that ``scheme`` makes int8, in the graph's order (which is topological, as ONNX demands)."""
+def lowered_names(prepared: Path, scheme: Scheme) -> tuple[str, ...]:
+    """Convolutions and matrix products that ``scheme`` makes int8, by name, in the graph's order."""
+    import onnx
+
+    graph = onnx.load(prepared, load_external_data=False).graph
+    return tuple(node.name for node in selected_nodes(graph, scheme) if node.op_type in (*CONV, *LINEAR))
+
+
+def selected_nodes(graph: Any, scheme: Scheme, keep_float: Container[str] = ()) -> list[Any]:
+    """The nodes that ``scheme`` makes int8, in the graph's order (which is topological, as ONNX demands).
+
+    Args:    keep_float: names of nodes that it leaves alone.
+    """
     weights = {tensor.name for tensor in graph.initializer}
     from_convolutions: set[str] = set()
+    from_kept: set[str] = set()
     nodes = []
     for node in graph.node:
         activations = [name for name in node.input if name and name not in weights]
+        # A clamp behind a float layer fuses into it; in int8 it would cost a quantize and a dequantize.
+        if node.name in keep_float or (node.op_type in CLAMPS and not from_kept.isdisjoint(activations)):
+            from_kept.update(node.output)
+            continue
         in_chain = node.op_type in scheme.chain_op_types and all(name in from_convolutions for name in activations)
         if in_chain or (node.op_type in CONV and node.op_type in scheme.op_types):
             from_convolutions.update(node.output)

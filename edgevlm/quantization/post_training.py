@@ -99,10 +99,13 @@ def prepare(graph: Path, out: Path) -> Path:
     return out
 
 
-def quantize(prepared: Path, scheme: Scheme, *, ranges: Path | None, out: Path) -> Quantized:
+def quantize(
+    prepared: Path, scheme: Scheme, *, ranges: Path | None, out: Path, keep_float: tuple[str, ...] = ()
+) -> Quantized:
     """Write ``prepared`` lowered by ``scheme``. The same graph, scheme and ranges give the same bytes.
 
     Args:
+        keep_float: nodes, by name, that stay in float though the scheme would make them int8.
         ranges: what ``collect_ranges`` wrote for ``scheme.calibration``; null for a dynamic scheme.
     Raises: ModelError: there is nothing to quantize, or ONNX Runtime refuses.
     """
@@ -110,7 +113,7 @@ def quantize(prepared: Path, scheme: Scheme, *, ranges: Path | None, out: Path) 
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic, quantize_static
 
     graph = onnx.load(prepared, load_external_data=False).graph
-    nodes = selected_nodes(graph, scheme)
+    nodes = selected_nodes(graph, scheme, frozenset(keep_float))
     if not any(node.op_type in scheme.op_types for node in nodes):
         raise ModelError(
             f"'{prepared.name}' has nothing that {scheme.name} makes int8 ({', '.join(scheme.op_types)}).",
@@ -130,7 +133,13 @@ def quantize(prepared: Path, scheme: Scheme, *, ranges: Path | None, out: Path) 
         written = Path(folder) / out.name
         try:
             if scheme.method == "dynamic":
-                quantize_dynamic(prepared, written, op_types_to_quantize=list(scheme.op_types), **shared)
+                quantize_dynamic(
+                    prepared,
+                    written,
+                    op_types_to_quantize=list(scheme.op_types),
+                    nodes_to_exclude=list(keep_float),
+                    **shared,
+                )
             else:
                 quantize_static(
                     prepared,
@@ -183,6 +192,11 @@ def fusion_of(file: Path) -> Fusion:
         n_float={op: n for op, n in counts.items() if op in _FLOAT_KERNELS},
         n_casts=sum(counts.get(op, 0) for op in ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")),
     )
+
+
+def external_file(graph: Path) -> Path:
+    """Where a graph's external data lies, if it has any."""
+    return graph.with_name(_data_name(graph))
 
 
 def _data_name(graph: Path) -> str:

@@ -65,8 +65,8 @@ def in_order(report: Report) -> tuple[CandidateRow, ...]:
 
 
 def measurement_of(report: Report, name: str) -> tuple[Comparison, Measurement] | None:
-    """Where a candidate was timed and has samples; the last such comparison, as that is the one extended."""
-    for comparison in reversed(report.comparisons):
+    """Where a candidate was timed and has samples; the last such comparison, as that is the one that counts."""
+    for comparison in reversed((*report.screenings, *report.comparisons)):
         for measurement in comparison.measurements:
             if measurement.subject == name and measurement.turns_ms:
                 return comparison, measurement

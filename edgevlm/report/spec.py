@@ -48,6 +48,29 @@ class CandidateRow(Spec, frozen=True, kw_only=True):
     load_ms: float | None = None
 
 
+class GroupSensitivity(Spec, frozen=True, kw_only=True):
+    """What one group of nodes costs in accuracy and saves in time when it alone is lowered; both were measured.
+
+    Units: ``sqnr_db`` is the power of the float graph's outputs over that of their change; ``drop`` is a fraction on
+        the select split, null where judging every group would have taken too long; ``ratio*`` is time ÷ float's time,
+        ``saved_ms`` float's median less the group's.
+    Args:
+        form: the candidate whose recipe lowers the group.
+        nodes: that the group holds, in the order in which they run.
+    """
+
+    graph: str
+    form: str
+    group: str
+    nodes: tuple[str, ...]
+    sqnr_db: float
+    drop: float | None
+    saved_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
 class Proof(Spec, frozen=True, kw_only=True):
     """How far an exported graph is from the framework's own output: |difference| max over |expected| max."""
 
@@ -83,7 +106,8 @@ class StepRow(Spec, frozen=True, kw_only=True):
 class Report(Spec, frozen=True, kw_only=True):
     """Everything that a compile found out.
 
-    ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too.
+    ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too. ``comparisons`` are of
+    the best, one for each graph; ``screenings`` are the short ones before them.
     """
 
     schema_version: int
@@ -110,3 +134,6 @@ class Report(Spec, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     reproduce: str
     tools: dict[str, str]
+    screenings: tuple[Comparison, ...] = ()
+    sensitivities: tuple[GroupSensitivity, ...] = ()
+    pareto: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ class Trial(Spec, frozen=True, kw_only=True):
     Args:
         failure: why it does not run at all; nothing else is known then.
         invalid_because: reasons why its latency is not to be trusted; empty where it is.
+        is_rough: it was only screened, not timed with the best: it ships after those.
         was_dropped: it was so much slower than another that measuring it further was not worth the time.
     """
 
@@ -30,6 +31,7 @@ class Trial(Spec, frozen=True, kw_only=True):
     drop: float | None = None
     failure: str | None = None
     invalid_because: tuple[str, ...] = ()
+    is_rough: bool = False
     was_dropped: bool = False
 
     @property
@@ -65,7 +67,7 @@ def choose(trials: tuple[Trial, ...], budgets: Budgets) -> Choice:
     float_ships = float_trial.is_requested and not misses(float_trial, budgets)
     verdicts = tuple(_verdict(trial, budgets, must_beat_float=float_ships) for trial in trials)
     inside = {verdict.name for verdict in verdicts if verdict.status == "inside budgets"}
-    ranked = sorted((t for t in trials if t.name in inside), key=lambda t: (t.p50_ms or 0.0, t.size_bytes, t.name))
+    ranked = sorted((t for t in trials if t.name in inside), key=lambda t: (t.is_rough, *speed(t)))
     contenders = tuple(trial.name for trial in ranked) + ((FLOAT,) if float_ships else ())
     if not contenders:
         raise GateError(
@@ -73,6 +75,25 @@ def choose(trials: tuple[Trial, ...], budgets: Budgets) -> Choice:
             hint="Loosen the budget that is missed, choose a smaller model, or lower --image-size.",
         )
     return Choice(contenders=contenders, verdicts=verdicts)
+
+
+def speed(trial: Trial) -> tuple[float, int, str]:
+    """What sorts trials fastest first: by their time over float's, which was taken in the same turns."""
+    return (1.0 if trial.ratio is None else trial.ratio, trial.size_bytes, trial.name)
+
+
+def pareto(trials: tuple[Trial, ...]) -> tuple[str, ...]:
+    """Those that no other beats in time, drop and size at once, fastest first; only what was timed and judged."""
+    known = sorted((t for t in trials if t.drop is not None and not t.invalid_because), key=speed)
+    return tuple(t.name for t in known if not any(_beats(other, t) for other in known))
+
+
+def _beats(one: Trial, other: Trial) -> bool:
+    def figures(trial: Trial) -> tuple[float, float, int]:
+        return (1.0 if trial.ratio is None else trial.ratio, trial.drop or 0.0, trial.size_bytes)
+
+    mine, theirs = figures(one), figures(other)
+    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
 def misses(trial: Trial, budgets: Budgets) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgevlm.measure.spec import Comparison
-from edgevlm.report.spec import CandidateRow
+from edgevlm.measure.spec import Comparison, Measurement
+from edgevlm.report.spec import CandidateRow, GroupSensitivity
 from edgevlm.runtime.spec import SessionOptions, Spec
 
 
@@ -36,11 +36,22 @@ class Candidate(Spec, frozen=True, kw_only=True):
     variants: dict[str, str]
 
 
+class Timing(Spec, frozen=True, kw_only=True):
+    """One comparison of forms of one graph, by turns."""
+
+    graph: str
+    comparison: Comparison
+
+
 class SearchResult(Spec, frozen=True, kw_only=True):
     """Every variant and candidate with its verdict, and the order in which they may ship.
 
     Args:
         contenders: candidates that may ship, best first; the float one is last where it is inside the budgets.
+        timings: in the order in which they were taken; what a later one says of a variant is what counts.
+        sensitivities: what single groups of nodes cost and save, where there was time to find out.
+        pareto: candidates that no other beats in time, accuracy and size at once, fastest first.
+        was_cut: the time given was over before there was nothing left to try.
         is_valid: whether the latencies are to be trusted; where not, ``reasons`` say why.
     """
 
@@ -48,10 +59,23 @@ class SearchResult(Spec, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     rows: tuple[CandidateRow, ...]
     contenders: tuple[str, ...]
-    comparisons: tuple[Comparison, ...]
+    timings: tuple[Timing, ...]
+    sensitivities: tuple[GroupSensitivity, ...]
+    pareto: tuple[str, ...]
+    was_cut: bool
     metric: str
     is_valid: bool
     reasons: tuple[str, ...]
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The last one of each graph."""
+        return tuple({timing.graph: timing.comparison for timing in self.timings}.values())
+
+    @property
+    def screenings(self) -> tuple[Comparison, ...]:
+        """All before them."""
+        return tuple(t.comparison for t in self.timings if t.comparison not in self.comparisons)
 
     def variants_of(self, candidate: str) -> tuple[Variant, ...]:
         """The candidate's graphs, in the order of ``variants``."""
@@ -60,3 +84,11 @@ class SearchResult(Spec, frozen=True, kw_only=True):
 
     def row(self, candidate: str) -> CandidateRow:
         return next(row for row in self.rows if row.name == candidate)
+
+    def measurement(self, variant: Variant) -> Measurement:
+        """What counts of a variant's times."""
+        return next(
+            timing.comparison.measurement(variant.name)
+            for timing in reversed(self.timings)
+            if timing.graph == variant.graph and timing.comparison.has(variant.name)
+        )

@@ -108,10 +108,7 @@ def latency(found: SearchResult, winner: str) -> Latency:
     """Of the whole candidate: all its graphs, one after another."""
     row = found.row(winner)
     first: Comparison = found.comparisons[0]
-    measured = [
-        comparison.measurement(variant.name)
-        for comparison, variant in zip(found.comparisons, found.variants_of(winner), strict=True)
-    ]
+    measured = [found.measurement(variant) for variant in found.variants_of(winner)]
     assert row.p50_ms is not None and row.p90_ms is not None and row.p99_ms is not None, "what wins was measured"
     return Latency(
         p50_ms=row.p50_ms,

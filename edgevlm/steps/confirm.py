@@ -41,7 +41,7 @@ def run(work: Work) -> None:
     max_drop = work.step.params["max_drop"]
     rejected: list[Rejected] = []
     with Judge(work, work.job.splits.report, found.variants_of(FLOAT), folder) as judge:
-        for name in _to_try(found.contenders):
+        for name in _to_try(found):
             drop = judge.drop(found.variants_of(name))
             if name == FLOAT or drop.value <= max_drop:
                 write_spec(
@@ -57,7 +57,10 @@ def run(work: Work) -> None:
     )
 
 
-def _to_try(contenders: tuple[str, ...]) -> tuple[str, ...]:
-    """The first few, and float at the end where it may ship."""
-    others = tuple(name for name in contenders if name != FLOAT)[:MAX_TRIES]
-    return others + ((FLOAT,) if FLOAT in contenders else ())
+def _to_try(found: SearchResult) -> tuple[str, ...]:
+    """The first few, and float at the end where it may ship. Of graphs that are only opened otherwise, the first."""
+    by_graphs: dict[tuple[str, ...], str] = {}
+    for name in found.contenders:
+        by_graphs.setdefault(tuple(variant.file for variant in found.variants_of(name)), name)
+    others = tuple(name for name in by_graphs.values() if name != FLOAT)[:MAX_TRIES]
+    return others + ((FLOAT,) if FLOAT in found.contenders else ())

@@ -59,6 +59,9 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         warnings=_warnings(job, found, confirmed, winner),
         reproduce=job.command,
         tools=manifest.provenance.tools,
+        screenings=found.screenings,
+        sensitivities=found.sensitivities,
+        pareto=found.pareto,
     )
 
 

@@ -13,11 +13,12 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.evaluation.evaluation import Drop, Evaluation, compare_evaluations, evaluate
 from edgevlm.extras import tool_versions
 from edgevlm.job import Work
+from edgevlm.lowering.onnxruntime import NO_SPINNING
 from edgevlm.progress import StepProgress
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.pipeline import Pipeline
-from edgevlm.runtime.spec import Scoring
+from edgevlm.runtime.spec import Scoring, SessionOptions
 from edgevlm.search.spec import Variant
 from edgevlm.steps.inputs import processing_folder
 from edgevlm.steps.variants import file_digest
@@ -110,6 +111,13 @@ class Judge:
 
     def _identity(self, variants: tuple[Variant, ...]) -> Mapping[str, Any]:
         return {
-            v.graph: {"file": file_digest(self._search / v.file), "session": msgspec.to_builtins(v.session)}
+            v.graph: {"backend": v.backend, "file": file_digest(self._search / v.file), "session": decisive(v.session)}
             for v in variants
         }
+
+
+def decisive(session: SessionOptions) -> Mapping[str, Any]:
+    """What of a session's settings can change an answer: how threads wait for work cannot."""
+    told = {name: value for name, value in session.entries.items() if name != NO_SPINNING}
+    found: Mapping[str, Any] = msgspec.to_builtins(msgspec.structs.replace(session, entries=told))
+    return found

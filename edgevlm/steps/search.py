@@ -1,32 +1,29 @@
-"""The search: make the variants, time them in turns, judge what is fast, order what may ship."""
+"""The search: the forms of every graph, combined where there are several, judged, and put in the order to ship."""
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, ModelError
 from edgevlm.evaluation.evaluation import Drop
 from edgevlm.job import Work
-from edgevlm.measure.environment import describe_environment, fingerprint
-from edgevlm.measure.interleave import compare
-from edgevlm.measure.protocol import extended
-from edgevlm.measure.spec import Comparison, Measurement, Ratio, Subject
-from edgevlm.plan import TEXT_ENCODER
-from edgevlm.progress import Note, StepProgress
+from edgevlm.measure.spec import Measurement, Ratio
 from edgevlm.report.spec import CandidateRow
-from edgevlm.search.choose import FLOAT, Choice, Trial, choose
+from edgevlm.search.choose import FLOAT, Choice, Trial, choose, pareto
 from edgevlm.search.spec import Candidate, SearchResult, Variant
-from edgevlm.steps.inputs import at_batch, graph_inputs, save_inputs
+from edgevlm.steps.graph_search import Clock, GraphSearch
 from edgevlm.steps.judging import Judge
-from edgevlm.steps.variants import file_digest, make_variants
-from edgevlm.store import code_digest, read_spec, write_spec
+from edgevlm.steps.variants import GraphForms, check_keep_float
+from edgevlm.store import read_spec, write_spec
 
 N = TypeVar("N", int, float)
+Searches = Mapping[str, GraphSearch]
 
 # Combinations of several graphs' variants that are judged at most, fastest first: two towers with six variants each
 # give 36, and what is not among the fastest dozen will not ship.
@@ -35,101 +32,89 @@ _MAX_COMBINATIONS = 12
 
 def run(work: Work) -> None:
     """``search.json`` and the variants' graphs."""
-    variants = make_variants(work)
-    graphs: tuple[str, ...] = tuple(work.step.params["graphs"])
-    comparisons = {graph: _measure(work, graph, [v for v in variants if v.graph == graph]) for graph in graphs}
-    candidates = _candidates(graphs, variants, comparisons)
-    with Judge(work, work.job.splits.select, _members(candidates[0], variants), work.out) as judge:
-        drops, failures = _judge(judge, candidates, variants, comparisons)
-    trials = tuple(_trial(work, c, variants, comparisons, drops.get(c.name), failures.get(c.name)) for c in candidates)
+    forms = [GraphForms(work, graph) for graph in work.step.params["graphs"]]
+    baselines = tuple(_made_baseline(each) for each in forms)
+    with Judge(work, work.job.splits.select, baselines, work.out) as judge:
+        searches = _search_graphs(work, forms, baselines, judge)
+        candidates = _candidates(searches)
+        drops, failures = _judge(judge, candidates, searches)
+    trials = tuple(_trial(work, c, searches, drops.get(c.name), failures.get(c.name)) for c in candidates)
     choice = choose(trials, work.job.request.budgets)
-    reasons = tuple(dict.fromkeys(reason for each in comparisons.values() for reason in each.reasons))
+    final = [search.timings[-1].comparison for search in searches.values()]
     write_spec(
         work.out / "search.json",
         SearchResult(
-            variants=variants,
+            variants=_all_variants(searches),
             candidates=candidates,
-            rows=_rows(work, candidates, variants, comparisons, drops, trials, choice),
+            rows=_rows(candidates, searches, drops, trials, choice),
             contenders=choice.contenders,
-            comparisons=tuple(comparisons.values()),
+            timings=tuple(timing for search in searches.values() for timing in search.timings),
+            sensitivities=tuple(each for search in searches.values() for each in search.sensitivities),
+            pareto=pareto(trials),
+            was_cut=any(search.clock.was_over for search in searches.values()),
             metric=next(iter(drops.values())).metric,
-            is_valid=all(each.is_valid for each in comparisons.values()),
-            reasons=reasons,
+            is_valid=all(comparison.is_valid for comparison in final),
+            reasons=tuple(dict.fromkeys(reason for comparison in final for reason in comparison.reasons)),
         ),
     )
 
 
 def is_kept(folder: Path) -> bool:
-    """A search is stored only where its measurements are valid: the next compile measures again."""
+    """A search is stored only where its last measurements are valid: the next compile measures again."""
     return read_spec(folder / "search.json", SearchResult).is_valid
 
 
-# --- measuring --------------------------------------------------------------------------------------------
+def _made_baseline(forms: GraphForms) -> Variant:
+    variant = forms.make(forms.baseline)
+    if variant.failure is not None:
+        raise ModelError(variant.failure, hint="Check that the first of --backends runs the float graph.")
+    return variant
 
 
-def _measure(work: Work, graph: str, variants: Iterable[Variant]) -> Comparison:
-    """The graph's variants against each other, on a real input; once more and longer if that was not valid."""
-    protocol = work.job.request.protocol
-    environment = describe_environment()
-    data = work.job.splits.select
-    batch = 1 if graph == TEXT_ENCODER else work.step.params["batch"] or 1
-    runnable = [variant for variant in variants if variant.failure is None]
-
-    def say(text: str, done: int, n: int) -> None:
-        work.progress(StepProgress(name=work.step.name, fraction=done / n if n else None, detail=f"{graph}: {text}"))
-
-    def make(out: Path) -> None:
-        inputs = save_inputs(out / "inputs.npz", at_batch(graph_inputs(work.job, graph, data, batch), batch))
-        subjects = [
-            Subject(name=v.name, backend=v.backend, file=str(work.out / v.file), inputs=str(inputs), session=v.session)
-            for v in runnable
-        ]
-        comparison = compare(subjects, baseline=FLOAT, protocol=protocol, progress=say)
-        if not comparison.is_valid:
-            work.progress(Note(f"{graph}: measuring again, and longer: {'; '.join(comparison.reasons)}"))
-            again = compare(subjects, baseline=FLOAT, protocol=extended(protocol), progress=say)
-            comparison = msgspec.structs.replace(again, was_extended=True)
-        write_spec(out / "comparison.json", comparison)
-        inputs.unlink()
-
-    parts = {
-        "subjects": {
-            v.name: {"file": file_digest(work.out / v.file), "session": msgspec.to_builtins(v.session)}
-            for v in runnable
-        },
-        "input": data.samples[0].digest if data.samples else "",
-        "batch": batch,
-        "processing": msgspec.to_builtins(work.job.model.processing),
-        "protocol": msgspec.to_builtins(protocol),
-        "machine": fingerprint(environment),
-        "code": code_digest(),
-    }
-    kept = work.store.fetch("measure", parts, make, keep=lambda out: _comparison(out).is_valid)
-    return _comparison(kept.path)
+def _search_graphs(
+    work: Work, forms: list[GraphForms], baselines: tuple[Variant, ...], judge: Judge
+) -> dict[str, GraphSearch]:
+    """Each graph in turn; what one leaves of its time, the next ones have."""
+    check_keep_float(work, forms)
+    end_s = time.monotonic() + 60 * work.step.params["search_minutes"]
+    searches = {}
+    for i, (each, baseline) in enumerate(zip(forms, baselines, strict=True)):
+        share = (end_s - time.monotonic()) / (len(forms) - i)
+        clock = Clock(end_s=time.monotonic() + share)
+        search = GraphSearch(
+            work=work, forms=each, baseline=baseline, judge=judge, others=baselines, clock=clock
+        )
+        search.run()
+        searches[each.graph] = search
+    return searches
 
 
-def _comparison(folder: Path) -> Comparison:
-    return read_spec(folder / "comparison.json", Comparison)
+def _all_variants(searches: Searches) -> tuple[Variant, ...]:
+    return tuple(variant for search in searches.values() for variant in search.variants.values())
 
 
 # --- candidates -------------------------------------------------------------------------------------------
 
 
-def _candidates(
-    graphs: tuple[str, ...], variants: tuple[Variant, ...], comparisons: Mapping[str, Comparison]
-) -> tuple[Candidate, ...]:
+def _candidates(searches: Searches) -> tuple[Candidate, ...]:
     """Float first. One graph: every variant. Several: combinations of those that beat float, fastest first."""
-    by_graph = {graph: [v for v in variants if v.graph == graph] for graph in graphs}
-    if len(graphs) == 1:
-        (graph,) = graphs
-        return tuple(Candidate(name=v.name, variants={graph: v.name}) for v in by_graph[graph])
-    hopeful = [[v for v in by_graph[g] if v.name == FLOAT or _is_faster(comparisons[g], v.name)] for g in graphs]
+    if len(searches) == 1:
+        ((graph, search),) = searches.items()
+        return tuple(Candidate(name=name, variants={graph: name}) for name in search.variants)
+    hopeful = [
+        [v for v in search.variants.values() if v.name == FLOAT or _is_faster(search, v.name)]
+        for search in searches.values()
+    ]
     combined = [
         Candidate(name=_combined_name(members), variants={v.graph: v.name for v in members})
         for members in itertools.product(*hopeful)
     ]
-    ranked = sorted(combined[1:], key=lambda c: sum(_of(c, g, comparisons).percentile_ms(50) for g in graphs))
-    return (combined[0], *ranked[:_MAX_COMBINATIONS])
+
+    def ratio_of(candidate: Candidate) -> float:
+        ratio = combined_ratio(candidate, searches)
+        return ratio.value if ratio else 1.0
+
+    return (combined[0], *sorted(combined[1:], key=ratio_of)[:_MAX_COMBINATIONS])
 
 
 def _combined_name(members: tuple[Variant, ...]) -> str:
@@ -137,40 +122,35 @@ def _combined_name(members: tuple[Variant, ...]) -> str:
     return names.pop() if len(names) == 1 else "+".join(f"{v.graph.split('_')[0]}:{v.name}" for v in members)
 
 
-def _is_faster(comparison: Comparison, name: str) -> bool:
-    ratio = comparison.ratio(name)
-    return ratio is not None and ratio.is_valid and ratio.high < 1
+def _is_faster(search: GraphSearch, name: str) -> bool:
+    ratio, trial = search.ratio(name), search.trial(name)
+    return not trial.failure and not trial.was_dropped and ratio is not None and ratio.is_valid and ratio.high < 1
 
 
-def _members(candidate: Candidate, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    return tuple(v for v in variants if candidate.variants.get(v.graph) == v.name)
+def _members(candidate: Candidate, searches: Searches) -> tuple[Variant, ...]:
+    return tuple(search.variants[candidate.variants[graph]] for graph, search in searches.items())
 
 
-def _of(candidate: Candidate, graph: str, comparisons: Mapping[str, Comparison]) -> Measurement:
-    return comparisons[graph].measurement(candidate.variants[graph])
+def _measured(candidate: Candidate, searches: Searches) -> list[Measurement | None]:
+    return [search.measurement(candidate.variants[graph]) for graph, search in searches.items()]
 
 
 # --- judging ----------------------------------------------------------------------------------------------
 
 
 def _judge(
-    judge: Judge,
-    candidates: tuple[Candidate, ...],
-    variants: tuple[Variant, ...],
-    comparisons: Mapping[str, Comparison],
+    judge: Judge, candidates: tuple[Candidate, ...], searches: Searches
 ) -> tuple[dict[str, Drop], dict[str, str]]:
     """The drop of every candidate that ran to the end, and why the others did not."""
     drops: dict[str, Drop] = {}
     failures: dict[str, str] = {}
     for candidate in candidates:
-        members = _members(candidate, variants)
-        measured = [_of(candidate, graph, comparisons) for graph in comparisons if _ran(candidate, variants, graph)]
-        broken = [v.failure for v in members if v.failure] + [m.failure for m in measured if m.failure]
-        if broken:
+        trials = [search.trial(candidate.variants[graph]) for graph, search in searches.items()]
+        if broken := [trial.failure for trial in trials if trial.failure]:
             failures[candidate.name] = broken[0]
-        elif not any(m.dropped_after_round is not None for m in measured):
+        elif not any(trial.was_dropped for trial in trials):
             try:
-                drops[candidate.name] = judge.drop(members)
+                drops[candidate.name] = judge.drop(_members(candidate, searches))
             except EdgeVLMError as error:
                 if candidate.name == FLOAT:
                     raise
@@ -178,55 +158,55 @@ def _judge(
     return drops, failures
 
 
-def _ran(candidate: Candidate, variants: tuple[Variant, ...], graph: str) -> bool:
-    return all(v.failure is None for v in _members(candidate, variants) if v.graph == graph)
-
-
 # --- what is told -----------------------------------------------------------------------------------------
 
 
 def _trial(
-    work: Work,
-    candidate: Candidate,
-    variants: tuple[Variant, ...],
-    comparisons: Mapping[str, Comparison],
-    drop: Drop | None,
-    failure: str | None,
+    work: Work, candidate: Candidate, searches: Searches, drop: Drop | None, failure: str | None
 ) -> Trial:
-    is_requested = candidate.name == FLOAT or work.step.params["precision"] != FLOAT
-    if work.step.params["precision"] not in ("auto", FLOAT):
-        is_requested = candidate.name != FLOAT
-    if failure is not None:
-        return Trial(name=candidate.name, failure=failure, is_requested=is_requested)
-    measured = [_of(candidate, graph, comparisons) for graph in comparisons]
-    ratio = combined_ratio(candidate, comparisons)
+    is_requested = _is_requested(candidate, searches, work.step.params["precision"])
+    measured = _measured(candidate, searches)
+    if failure is not None or any(m is None for m in measured):
+        return Trial(name=candidate.name, failure=failure or "it was not timed", is_requested=is_requested)
+    ratio = combined_ratio(candidate, searches)
     return Trial(
         name=candidate.name,
         is_requested=is_requested,
-        size_bytes=sum(v.n_bytes for v in _members(candidate, variants)),
-        p50_ms=sum(m.percentile_ms(50) for m in measured),
+        size_bytes=sum(v.n_bytes for v in _members(candidate, searches)),
+        p50_ms=sum(m.percentile_ms(50) for m in measured if m),
         ratio=ratio.value if ratio else None,
         ratio_low=ratio.low if ratio else None,
         ratio_high=ratio.high if ratio else None,
         drop=drop.value if drop else None,
         invalid_because=ratio.reasons if ratio and not ratio.is_valid else (),
-        was_dropped=any(m.dropped_after_round is not None for m in measured),
+        is_rough=not all(s.timings[-1].comparison.has(candidate.variants[g]) for g, s in searches.items()),
+        was_dropped=any(m.dropped_after_round is not None for m in measured if m),
     )
 
 
-def combined_ratio(candidate: Candidate, comparisons: Mapping[str, Comparison]) -> Ratio | None:
+def _is_requested(candidate: Candidate, searches: Searches, precision: str) -> bool:
+    """Float is made whatever was asked for, since all are compared with it; it ships only where it was meant."""
+    is_all_float = all(variant.precision == FLOAT for variant in _members(candidate, searches))
+    return precision == "auto" or (precision == FLOAT) == is_all_float
+
+
+def combined_ratio(candidate: Candidate, searches: Searches) -> Ratio | None:
     """Time of the candidate ÷ time of float over all graphs together, each weighed by its float time.
 
     The bounds add up too, which makes the interval wider than need be, never narrower.
     """
     if candidate.name == FLOAT:
         return None
-    weights = {graph: each.measurement(FLOAT).percentile_ms(50) for graph, each in comparisons.items()}
+    weights = {}
+    for graph, search in searches.items():
+        measured = search.measurement(FLOAT)
+        assert measured is not None, "float is timed first"
+        weights[graph] = measured.percentile_ms(50)
     total = sum(weights.values())
     parts = []
-    for graph, comparison in comparisons.items():
+    for graph, search in searches.items():
         name = candidate.variants[graph]
-        ratio = comparison.ratio(name)
+        ratio = search.ratio(name)
         if name == FLOAT:
             ratio = Ratio(subject=FLOAT, baseline=FLOAT, value=1, low=1, high=1, n_pairs=0, is_valid=True)
         if ratio is None:
@@ -245,10 +225,8 @@ def combined_ratio(candidate: Candidate, comparisons: Mapping[str, Comparison]) 
 
 
 def _rows(
-    work: Work,
     candidates: tuple[Candidate, ...],
-    variants: tuple[Variant, ...],
-    comparisons: Mapping[str, Comparison],
+    searches: Searches,
     drops: Mapping[str, Drop],
     trials: tuple[Trial, ...],
     choice: Choice,
@@ -256,7 +234,7 @@ def _rows(
     rows = []
     for candidate, trial in zip(candidates, trials, strict=True):
         verdict, drop = choice.verdict(candidate.name), drops.get(candidate.name)
-        members = _members(candidate, variants)
+        members = _members(candidate, searches)
         row = CandidateRow(
             name=candidate.name,
             precision="+".join(dict.fromkeys(v.precision for v in members)),
@@ -265,8 +243,8 @@ def _rows(
             status=verdict.status,
             reason=verdict.reason,
         )
+        measured = [m for m in _measured(candidate, searches) if m is not None]
         if not trial.failure:
-            measured = [_of(candidate, graph, comparisons) for graph in comparisons]
             row = msgspec.structs.replace(
                 row,
                 p50_ms=trial.p50_ms,

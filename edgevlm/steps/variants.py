@@ -1,41 +1,34 @@
-"""The forms of a graph that are worth trying, made through the store."""
+"""The forms of a graph that are worth trying, each made through the store when it is asked for."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edgevlm.errors import EdgeVLMError, MissingToolError, ModelError, StoreError
+from edgevlm.errors import EdgeVLMError, MissingToolError, StoreError, UsageError, did_you_mean
 from edgevlm.export import Exported
 from edgevlm.extras import tool_versions
 from edgevlm.job import Job, Work, place
+from edgevlm.lowering import Lowered, Recipe, load_lowering
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Event, Progress, StepProgress
-from edgevlm.quantization.calibration import collect_ranges
-from edgevlm.quantization.graphs import schemes_of_graph
-from edgevlm.quantization.post_training import Quantized, prepare, quantize
-from edgevlm.quantization.schemes import Calibration, Scheme
+from edgevlm.quantization.calibration import CalibrationRecipe, collect_ranges
+from edgevlm.quantization.schemes import Calibration
 from edgevlm.runtime.spec import Array, SessionOptions
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import Variant
 from edgevlm.steps.inputs import at_batch, graph_inputs
 from edgevlm.store import code_digest, read_spec, write_spec
 
-ORT = "onnxruntime"
-VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-_TOOLS = ("onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
-
-
-def make_variants(work: Work) -> tuple[Variant, ...]:
-    """Float and, where it is asked for, every quantized form of every graph; files lie below ``work.out``.
-
-    A form that the quantizer refuses is a variant with a ``failure``, never the end of the compile.
-    """
-    return tuple(variant for graph in work.step.params["graphs"] for variant in _graph_variants(work, graph))
+# What preprocesses the calibration data, beside what makes the forms themselves.
+_TOOLS = ("numpy", "pillow", "tokenizers")
 
 
 def is_text_judged(job: Job) -> bool:
@@ -43,104 +36,213 @@ def is_text_judged(job: Job) -> bool:
     return bool(job.request.labels) or job.data.has_labels
 
 
-def _graph_variants(work: Work, graph: str) -> Iterator[Variant]:
-    folder = work.inputs[f"export:{graph}"]
-    exported = read_spec(folder / "exported.json", Exported)
-    session = SessionOptions(n_threads=work.step.params["n_threads"])
-    for backend in work.step.params["backends"]:
-        files = {f"graphs/{graph}/{FLOAT}/{name}": folder / name for name in exported.files}
-        yield _placed(work, files, graph=graph, name=FLOAT, precision=FLOAT, backend=backend, session=session)
-    wanted = work.step.params["precision"]
-    if wanted == FLOAT or "int8" not in work.step.params["precisions"]:
-        return
-    if graph == TEXT_ENCODER and not is_text_judged(work.job):
-        return
-    source = folder / exported.file
-    try:
-        prepared = _prepared(work, graph, source)
-    except ModelError as error:
-        yield Variant(graph=graph, name="int8", precision="int8", backend=ORT, failure=error.message)
-        return
-    for scheme in _schemes(work, prepared, wanted):
-        work.progress(StepProgress(name=work.step.name, detail=f"{graph}: quantizing {scheme.name}"))
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A recipe of a backend."""
+
+    backend: str
+    recipe: Recipe
+
+
+class GraphForms:
+    """The forms of one graph. What they are made of is looked up or made when it is first needed.
+
+    The first backend's float form is the baseline, and is called ``fp32`` whatever the backend.
+    """
+
+    def __init__(self, work: Work, graph: str) -> None:
+        self.graph = graph
+        self._work = work
+        self._calibration = GraphCalibration(work, graph)
+        self._lowerings = {name: load_lowering(name) for name in work.step.params["backends"]}
+        folder = work.inputs[f"export:{graph}"]
+        self._source = folder / read_spec(folder / "exported.json", Exported).file
+
+    @cached_property
+    def baseline(self) -> Form:
+        """Every other form is compared with this one.
+
+        Raises: EdgeVLMError: the first backend does not take the graph.
+        """
+        backend = next(iter(self._lowerings))
+        recipe = self._recipes(backend)[0]
+        return Form(backend=backend, recipe=msgspec.structs.replace(recipe, name=FLOAT))
+
+    def forms(self) -> tuple[Form | Variant, ...]:
+        """What to try, the baseline first; a variant with a failure where a backend does not take the graph."""
+        found: list[Form | Variant] = [self.baseline]
+        for backend in self._lowerings:
+            try:
+                recipes = self._recipes(backend)
+            except (MissingToolError, StoreError):
+                raise
+            except EdgeVLMError as error:
+                found.append(self._failed(f"{backend}-{FLOAT}", FLOAT, backend, error))
+                continue
+            is_first = backend == self.baseline.backend
+            found += [Form(backend=backend, recipe=r) for r in recipes[is_first:] if self._is_wanted(r)]
+        return tuple(found)
+
+    def make(self, form: Form, *, suffix: str = "", session: SessionOptions | None = None) -> Variant:
+        """The form on disk, below ``work.out``; one that its quantizer refuses is a variant with a failure.
+
+        Args:
+            suffix: sets forms of one recipe apart, in their names.
+            session: instead of the recipe's own; its threads are filled in.
+        """
+        recipe = form.recipe
+        name = recipe.name + suffix
+        self._work.progress(StepProgress(name=self._work.step.name, detail=f"{self.graph}: making {name}"))
         try:
-            made = _quantized(work, graph, prepared, scheme)
+            folder = self._lowered(form)
         except (MissingToolError, StoreError):
             raise
         except EdgeVLMError as error:
-            yield Variant(graph=graph, name=scheme.name, precision=scheme.precision, backend=ORT, failure=error.message)
-            continue
-        quantized = read_spec(made / "quantized.json", Quantized)
-        files = {f"graphs/{graph}/{scheme.name}/{name}": made / name for name in quantized.files}
-        yield _placed(
-            work,
-            files,
-            graph=graph,
-            name=scheme.name,
-            precision=scheme.precision,
-            backend=ORT,
-            session=session,
-            recipe=scheme.describe() | {"runs": quantized.fusion.describe()},
+            return self._failed(name, recipe.precision, form.backend, error)
+        lowered = read_spec(folder / "lowered.json", Lowered)
+        files = tuple(f"graphs/{self.graph}/{name}/{file}" for file in lowered.files)
+        for path, file in zip(files, lowered.files, strict=True):
+            place(folder / file, self._work.out / path)
+        return Variant(
+            graph=self.graph,
+            name=name,
+            precision=recipe.precision,
+            backend=form.backend,
+            file=files[0],
+            files=files,
+            n_bytes=sum((folder / file).stat().st_size for file in lowered.files),
+            session=session or self.session_of(recipe),
+            recipe={**recipe.describe(), **lowered.runs},
         )
 
+    def session_of(self, recipe: Recipe) -> SessionOptions:
+        return msgspec.structs.replace(recipe.session, n_threads=self._work.step.params["n_threads"])
 
-def _schemes(work: Work, prepared: Path, wanted: str) -> tuple[Scheme, ...]:
-    target = work.job.target
-    schemes = schemes_of_graph(
-        prepared,
-        activation_sign=target.activation_sign,
-        methods=work.job.recipe.methods,
-        # Pairs of 8-bit products overflow the 16 bits that x86 without VNNI adds them up in.
-        reduce_range=target.arch == "x86-64" and not set(target.isa) & VNNI,
-    )
-    return tuple(s for s in schemes if wanted in ("auto", "int8") or wanted == f"int8-{s.method}")
+    def sessions(self, form: Form) -> Mapping[str, SessionOptions]:
+        """Other ways to open a form."""
+        params = self._work.step.params
+        return self._lowerings[form.backend].sessions(
+            form.recipe, n_threads=params["n_threads"], may_use_fewer=params["may_use_fewer_threads"]
+        )
+
+    def lowered_nodes(self, form: Form) -> tuple[str, ...]:
+        """The nodes that do the work and that the form lowers, in the order in which they run."""
+        return self._lowerings[form.backend].lowered_nodes(self._prepared(form.backend), form.recipe)
+
+    # --- making -------------------------------------------------------------------------------------------
+
+    def _is_wanted(self, recipe: Recipe) -> bool:
+        wanted, precisions = self._work.step.params["precision"], self._work.step.params["precisions"]
+        is_right = wanted == "auto" or recipe.precision == wanted or recipe.precision.startswith(f"{wanted}-")
+        if recipe.precision.split("-")[0] not in precisions:
+            return False
+        is_judged = self.graph != TEXT_ENCODER or is_text_judged(self._work.job)
+        return is_right and (is_judged or recipe.precision == FLOAT)
+
+    def _recipes(self, backend: str) -> tuple[Recipe, ...]:
+        work = self._work
+        recipes: tuple[Recipe, ...] = self._lowerings[backend].recipes(
+            self._prepared(backend), target=work.job.target, calibration=work.job.recipe
+        )
+        patterns = work.step.params["keep_float"]
+        return tuple(self._keeping(backend, recipe, patterns) for recipe in recipes) if patterns else recipes
+
+    def _keeping(self, backend: str, recipe: Recipe, patterns: Sequence[str]) -> Recipe:
+        nodes = self.lowered_nodes(Form(backend=backend, recipe=recipe))
+        kept = tuple(node for node in nodes if any(fnmatchcase(node, pattern) for pattern in patterns))
+        return msgspec.structs.replace(recipe, keep_float=kept) if kept else recipe
+
+    def _prepared(self, backend: str) -> Path:
+        lowering = self._lowerings[backend]
+
+        def make(out: Path) -> None:
+            (out / "prepared.txt").write_text(lowering.prepare(self._source, out).name)
+
+        parts = {**_parts(self._source, lowering.tools), "backend": backend, "name": self.graph}
+        folder = self._work.store.fetch("prepare", parts, make).path
+        return folder / (folder / "prepared.txt").read_text()
+
+    def _lowered(self, form: Form) -> Path:
+        lowering, prepared = self._lowerings[form.backend], self._prepared(form.backend)
+        # Neither what it is called nor how it is opened changes what is made.
+        recipe = msgspec.structs.replace(form.recipe, name="", precision="", session=SessionOptions())
+        parts = {
+            **_parts(prepared, lowering.tools),
+            "source": file_digest(self._source),
+            "backend": form.backend,
+            "recipe": msgspec.to_builtins(recipe),
+            "calibration": self._calibration.key if recipe.is_calibrated else None,
+        }
+
+        def make(out: Path) -> None:
+            lowered = lowering.lower(self._source, prepared, form.recipe, self._calibration, out)
+            write_spec(out / "lowered.json", lowered)
+
+        return self._work.store.fetch("lower", parts, make).path
+
+    def _failed(self, name: str, precision: str, backend: str, error: EdgeVLMError) -> Variant:
+        return Variant(graph=self.graph, name=name, precision=precision, backend=backend, failure=error.message)
 
 
-def _prepared(work: Work, graph: str, source: Path) -> Path:
-    def make(out: Path) -> None:
-        prepare(source, out / _file_name(graph))
+def check_keep_float(work: Work, graphs: Sequence[GraphForms]) -> None:
+    """Every pattern of ``--keep-float`` must match a node that some form would lower.
 
-    parts = {**_trial_parts(source), "name": graph}
-    return work.store.fetch("prepare", parts, make).path / _file_name(graph)
-
-
-def _file_name(graph: str) -> str:
-    """The graph's own: external data is called after it, and the graphs of a bundle share a folder."""
-    return f"{graph}.onnx"
-
-
-def _quantized(work: Work, graph: str, prepared: Path, scheme: Scheme) -> Path:
-    """The folder of the quantized graph, looked up or made."""
-    parts = {**_trial_parts(prepared), "name": graph}
-    ranges: Path | None = None
-    if scheme.calibration is not None:
-        ranges = _ranges(work, graph, prepared, scheme.calibration)
-        parts["ranges"] = file_digest(ranges)
-
-    def make(out: Path) -> None:
-        write_spec(out / "quantized.json", quantize(prepared, scheme, ranges=ranges, out=out / _file_name(graph)))
-
-    return work.store.fetch("quantize", {**parts, "scheme": msgspec.to_builtins(scheme)}, make).path
+    Raises: UsageError: one matches nothing.
+    """
+    patterns: list[str] = work.step.params["keep_float"]
+    if not patterns:
+        return
+    forms = [(each, form) for each in graphs for form in each.forms() if isinstance(form, Form)]
+    nodes = {node for each, form in forms for node in each.lowered_nodes(form)}
+    for pattern in patterns:
+        if not any(fnmatchcase(node, pattern) for node in nodes):
+            examples = ", ".join(sorted(nodes)[:3])
+            raise UsageError(
+                f"--keep-float '{pattern}' matches none of the {len(nodes)} nodes that could be lowered.",
+                hint=did_you_mean(pattern, nodes) if nodes and "*" not in pattern else f"They are called {examples}, …",
+            )
 
 
-def _ranges(work: Work, graph: str, prepared: Path, method: Calibration) -> Path:
-    """Activation ranges, collected once for every scheme that uses the method."""
-    parts = _trial_parts(prepared) | {
-        "method": method,
-        "calibrate": work.step.params["calibrate"],
-        "n_samples": work.job.recipe.n_samples,
-        "processing": msgspec.to_builtins(work.job.model.processing),
-        "labels": list(work.job.request.labels),
-    }
+class GraphCalibration:
+    """The calibration split as one graph takes it."""
 
-    def make(out: Path) -> None:
-        collect_ranges(prepared, _calibration_feeds(work, graph), method, out / "ranges.json", _renamed(work))
+    def __init__(self, work: Work, graph: str) -> None:
+        self._work = work
+        self._graph = graph
 
-    return work.store.fetch("ranges", parts, make).path / "ranges.json"
+    @property
+    def recipe(self) -> CalibrationRecipe:
+        return self._work.job.recipe
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """Everything that decides what ``feeds`` gives."""
+        return {
+            "calibrate": self._work.step.params["calibrate"],
+            "n_samples": self.recipe.n_samples,
+            "processing": msgspec.to_builtins(self._work.job.model.processing),
+            "labels": list(self._work.job.request.labels),
+            "batch": self._work.step.params["batch"],
+        }
+
+    def feeds(self) -> Iterator[dict[str, Array]]:
+        inputs = graph_inputs(self._work.job, self._graph, self._work.job.splits.calibrate, self.recipe.n_samples)
+        batch = 1 if self._graph == TEXT_ENCODER else self._work.step.params["batch"] or 1
+        n = len(next(iter(inputs.values())))
+        for start in range(0, n, batch):
+            yield at_batch({name: value[start : start + batch] for name, value in inputs.items()}, batch)
+
+    def ranges(self, prepared: Path, method: Calibration) -> Path:
+        parts = {**_parts(prepared, ("onnx", "onnxruntime")), "method": method, **self.key}
+
+        def make(out: Path) -> None:
+            collect_ranges(prepared, self.feeds(), method, out / "ranges.json", _renamed(self._work))
+
+        return self._work.store.fetch("ranges", parts, make).path / "ranges.json"
 
 
-def _trial_parts(graph: Path) -> dict[str, Any]:
-    return {"graph": file_digest(graph), "tools": tool_versions(*_TOOLS), "code": code_digest()}
+def _parts(graph: Path, tools: tuple[str, ...]) -> dict[str, Any]:
+    return {"graph": file_digest(graph), "tools": tool_versions(*tools, *_TOOLS), "code": code_digest()}
 
 
 def _renamed(work: Work) -> Progress:
@@ -153,49 +255,10 @@ def _renamed(work: Work) -> Progress:
     return say
 
 
-def _calibration_feeds(work: Work, graph: str) -> Iterator[dict[str, Array]]:
-    """One call at a time, at the batch that the graph takes."""
-    inputs = graph_inputs(work.job, graph, work.job.splits.calibrate, work.job.recipe.n_samples)
-    batch = 1 if graph == TEXT_ENCODER else work.step.params["batch"] or 1
-    n = len(next(iter(inputs.values())))
-    for start in range(0, n, batch):
-        yield at_batch(_rows(inputs, start, start + batch), batch)
-
-
-def _rows(inputs: Mapping[str, Array], start: int, end: int) -> dict[str, Array]:
-    return {name: value[start:end] for name, value in inputs.items()}
-
-
-def _placed(
-    work: Work,
-    files: Mapping[str, Path],
-    *,
-    graph: str,
-    name: str,
-    precision: str,
-    backend: str,
-    session: SessionOptions,
-    recipe: Mapping[str, str] | None = None,
-) -> Variant:
-    for path, source in files.items():
-        place(source, work.out / path)
-    return Variant(
-        graph=graph,
-        name=name,
-        precision=precision,
-        backend=backend,
-        file=next(iter(files)),
-        files=tuple(files),
-        n_bytes=sum(source.stat().st_size for source in files.values()),
-        session=session,
-        recipe=dict(recipe or {}),
-    )
-
-
 def file_digest(file: Path) -> str:
-    """sha256 of a graph's file and its external data, where it has any: other weights change nothing but the latter."""
+    """sha256 of a graph's file and of the weights beside it, where they lie apart."""
     whole = hashlib.sha256()
-    for path in (file, file.with_name(f"{file.name}.data")):
+    for path in (file, file.with_name(f"{file.name}.data"), file.with_suffix(".bin")):
         if path.is_file():
             with path.open("rb") as opened:
                 whole.update(hashlib.file_digest(opened, "sha256").digest())

@@ -1,0 +1,83 @@
+"""ONNX Runtime's forms of a graph: float as exported, and int8 by its own quantizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgevlm.job import place
+from edgevlm.lowering import CalibrationData, Lowered, Recipe
+from edgevlm.quantization.calibration import CalibrationRecipe
+from edgevlm.quantization.graphs import lowered_names, schemes_of_graph
+from edgevlm.quantization.post_training import external_file, prepare, quantize
+from edgevlm.quantization.schemes import Scheme
+from edgevlm.runtime.spec import SessionOptions
+from edgevlm.target import Target
+
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+NO_SPINNING = "session.intra_op.allow_spinning"
+
+
+class OnnxRuntimeRecipe(Recipe, frozen=True, kw_only=True):
+    """``scheme`` is how the graph becomes int8; null leaves it as it was exported."""
+
+    scheme: Scheme | None = None
+
+    def describe(self) -> dict[str, str]:
+        return {**(self.scheme.describe() if self.scheme else {}), **super().describe()}
+
+
+class OnnxRuntimeLowering:
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
+
+    def prepare(self, graph: Path, out: Path) -> Path:
+        return prepare(graph, out / graph.name)
+
+    def recipes(
+        self, prepared: Path, *, target: Target, calibration: CalibrationRecipe
+    ) -> tuple[OnnxRuntimeRecipe, ...]:
+        schemes = schemes_of_graph(
+            prepared,
+            activation_sign=target.activation_sign,
+            methods=calibration.methods,
+            # Pairs of 8-bit products overflow the 16 bits that x86 without VNNI adds them up in.
+            reduce_range=target.arch == "x86-64" and not set(target.isa) & VNNI,
+        )
+        return (OnnxRuntimeRecipe(name="fp32", precision="fp32"), *map(_recipe, schemes))
+
+    def lowered_nodes(self, prepared: Path, recipe: OnnxRuntimeRecipe) -> tuple[str, ...]:
+        return lowered_names(prepared, recipe.scheme) if recipe.scheme else ()
+
+    def lower(
+        self, graph: Path, prepared: Path, recipe: OnnxRuntimeRecipe, data: CalibrationData, out: Path
+    ) -> Lowered:
+        scheme = recipe.scheme
+        if scheme is None:
+            files = [file for file in (graph, external_file(graph)) if file.is_file()]
+            return Lowered(files=tuple(place(file, out / file.name).name for file in files))
+        ranges = data.ranges(prepared, scheme.calibration) if scheme.calibration else None
+        quantized = quantize(prepared, scheme, ranges=ranges, keep_float=recipe.keep_float, out=out / graph.name)
+        return Lowered(files=quantized.files, runs={"runs": quantized.fusion.describe()})
+
+    def sessions(self, recipe: Recipe, *, n_threads: int, may_use_fewer: bool) -> dict[str, SessionOptions]:
+        """Threads that wait by spinning win where nothing else runs, and lose where something does."""
+        found: dict[str, SessionOptions] = {}
+        if n_threads > 1:
+            found["no-spinning"] = SessionOptions(n_threads=n_threads, entries={NO_SPINNING: "0"})
+            if may_use_fewer:
+                found["1-thread"] = SessionOptions(n_threads=1)
+        found["extended"] = SessionOptions(n_threads=n_threads, graph_level="extended")
+        return found
+
+
+def _recipe(scheme: Scheme) -> OnnxRuntimeRecipe:
+    return OnnxRuntimeRecipe(
+        name=scheme.name, precision=scheme.precision, is_calibrated=scheme.calibration is not None, scheme=scheme
+    )
+
+
+def describe_session(session: SessionOptions) -> dict[str, Any]:
+    """What a session was told beside its threads, in words, for a report."""
+    told = {"graph level": session.graph_level} if session.graph_level != "all" else {}
+    return {**told, **session.entries}

@@ -1,0 +1,287 @@
+"""The search over the forms of one graph: screen all, repair what is fast and inexact, tune, and time the best well.
+
+All of it goes through the store trial by trial, so a search that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.evaluation.evaluation import Drop
+from edgevlm.job import Work
+from edgevlm.measure.protocol import screening
+from edgevlm.measure.spec import Comparison, Measurement, Protocol, Ratio
+from edgevlm.progress import StepProgress
+from edgevlm.report.spec import GroupSensitivity
+from edgevlm.search.choose import FLOAT, Trial, misses, speed
+from edgevlm.search.spec import Timing, Variant
+from edgevlm.steps.judging import Judge
+from edgevlm.steps.sensitivity import NodeGroup, find_sensitivities, keeping, node_groups
+from edgevlm.steps.timing import time_variants
+from edgevlm.steps.variants import Form, GraphForms
+
+# What ships is timed against float and these many others, precisely; more of them cost time and change little.
+N_FINALISTS = 3
+N_TUNED = 2
+# A form that is repaired must promise at least this much over the best that needs no repair, or it is no use.
+WORTH_REPAIRING = 0.97
+# Judging every group on the whole select split may take this share of the time that is left.
+SHARE_FOR_JUDGING_GROUPS = 0.25
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """The time that a search may take beyond its first round."""
+
+    end_s: float
+    now: Callable[[], float] = time.monotonic
+    was_over: bool = False
+
+    def left_s(self) -> float:
+        return self.end_s - self.now()
+
+    def is_over(self) -> bool:
+        if self.left_s() > 0:
+            return False
+        self.was_over = True
+        return True
+
+
+@dataclass(kw_only=True)
+class GraphSearch:
+    """What is known of one graph's forms so far; ``run`` finds out more."""
+
+    work: Work
+    forms: GraphForms
+    baseline: Variant
+    judge: Judge
+    others: tuple[Variant, ...]
+    """The other graphs' float variants: what a variant of this graph is judged together with."""
+    clock: Clock
+    made: dict[str, Form] = field(default_factory=dict)
+    variants: dict[str, Variant] = field(default_factory=dict)
+    timings: list[Timing] = field(default_factory=list)
+    drops: dict[str, Drop] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    sensitivities: tuple[GroupSensitivity, ...] = ()
+
+    @property
+    def graph(self) -> str:
+        return self.forms.graph
+
+    def run(self) -> None:
+        self._add(self.baseline, self.forms.baseline)
+        for form in self.forms.forms()[1:]:
+            if isinstance(form, Variant):
+                self._add(form, None)
+            else:
+                self._add(self.forms.make(form), form)
+        self._time(self.variants.values(), screening(self._protocol), extend=False, what="screening, ")
+        for name in self._fastest_first():
+            self._judge(name)
+        if not self.clock.is_over():
+            self._look_inside()
+        self._time_finalists()
+
+    # --- what is known ------------------------------------------------------------------------------------
+
+    def measurement(self, name: str) -> Measurement | None:
+        found = self._comparison_of(name)
+        return found.measurement(name) if found else None
+
+    def ratio(self, name: str) -> Ratio | None:
+        found = self._comparison_of(name)
+        return found.ratio(name) if found else None
+
+    def trial(self, name: str) -> Trial:
+        """The variant as a candidate of its own, the other graphs in float."""
+        variant, measured, ratio, drop = (
+            self.variants[name],
+            self.measurement(name),
+            self.ratio(name),
+            self.drops.get(name),
+        )
+        failure = variant.failure or self.failures.get(name) or (measured.failure if measured else None)
+        if failure or measured is None:
+            return Trial(name=name, failure=failure or "it was not timed")
+        return Trial(
+            name=name,
+            size_bytes=variant.n_bytes,
+            p50_ms=measured.percentile_ms(50),
+            ratio=ratio.value if ratio else None,
+            ratio_low=ratio.low if ratio else None,
+            ratio_high=ratio.high if ratio else None,
+            drop=drop.value if drop else None,
+            invalid_because=ratio.reasons if ratio and not ratio.is_valid else (),
+            was_dropped=measured.dropped_after_round is not None,
+        )
+
+    def _comparison_of(self, name: str) -> Comparison | None:
+        """The last one that the variant took part in."""
+        return next((t.comparison for t in reversed(self.timings) if t.comparison.has(name)), None)
+
+    def _inside(self) -> list[Trial]:
+        """Judged, inside the budgets that hold for this graph alone, and no slower than float; fastest first."""
+        budgets = self.work.job.request.budgets
+        trials = [self.trial(name) for name in self.drops if name != FLOAT]
+        # A latency budget is for all graphs together, and known well only at the end.
+        alone = msgspec.structs.replace(budgets, max_latency_ms=None)
+        return sorted((t for t in trials if not t.failure and not misses(t, alone)), key=speed)
+
+    # --- trying -------------------------------------------------------------------------------------------
+
+    @property
+    def _protocol(self) -> Protocol:
+        return self.work.job.request.protocol
+
+    def _add(self, variant: Variant, form: Form | None) -> None:
+        self.variants[variant.name] = variant
+        if form is not None:
+            self.made[variant.name] = form
+
+    def _time(self, variants: Iterable[Variant], protocol: Protocol, *, extend: bool, what: str) -> None:
+        comparison = time_variants(
+            self.work, self.graph, list(variants), protocol=protocol, extend=extend, what=what + self._so_far()
+        )
+        self.timings.append(Timing(graph=self.graph, comparison=comparison))
+
+    def _so_far(self) -> str:
+        best = next(iter(self._inside()), None)
+        if best is None or best.ratio is None:
+            return ""
+        return f"best so far {best.name} at {best.ratio:.2f} × float's time, drop {(best.drop or 0) * 100:.2f} points, "
+
+    def _fastest_first(self) -> list[str]:
+        trials = [self.trial(name) for name in self.variants]
+        alive = [t for t in trials if not t.failure and not t.was_dropped]
+        return [trial.name for trial in sorted(alive, key=speed)]
+
+    def _judge(self, name: str) -> Drop | None:
+        if name not in self.drops and name not in self.failures:
+            try:
+                self.drops[name] = self.judge.drop(self._members(self.variants[name]))
+            except EdgeVLMError as error:
+                if name == FLOAT:
+                    raise
+                self.failures[name] = error.message
+        return self.drops.get(name)
+
+    def _members(self, variant: Variant) -> tuple[Variant, ...]:
+        return tuple(variant if v.graph == self.graph else v for v in self.others)
+
+    def _try(self, form: Form, suffix: str) -> Trial:
+        """Make, time and judge one more form, beside float and the best so far."""
+        variant = self.forms.make(form, suffix=suffix)
+        self._add(variant, form)
+        best = [self.variants[trial.name] for trial in self._inside()[:1]]
+        if variant.failure is None:
+            self._time([self.baseline, *best, variant], screening(self._protocol), extend=False, what="mixed, ")
+            self._judge(variant.name)
+        return self.trial(variant.name)
+
+    # --- mixed precision ----------------------------------------------------------------------------------
+
+    def _look_inside(self) -> None:
+        """Which groups of the fastest lowered form cost accuracy, and which save time; keep the wrong ones in float."""
+        best = next(iter(self._inside()), None)
+        broken = [name for name in self._fastest_first() if self._needs_repair(name, best)]
+        name = broken[0] if broken else (best.name if best else "")
+        form = self.made.get(name)
+        nodes = self.forms.lowered_nodes(form) if form else ()
+        if form is None or len(nodes) < 2:
+            return
+        groups = node_groups(nodes)
+        n_pictures = len(self.work.job.splits.select)
+        judging_s = len(groups) * n_pictures * (self.trial(name).p50_ms or 0.0) / 1e3
+        is_judged = judging_s < SHARE_FOR_JUDGING_GROUPS * self.clock.left_s()
+
+        def drop_of(variant: Variant) -> Drop | None:
+            return self.judge.drop(self._members(variant)) if is_judged else None
+
+        self.sensitivities = find_sensitivities(
+            self.work, self.forms, form, self.baseline, groups, drop_of, is_over=self.clock.is_over
+        )
+        if not self.sensitivities:
+            return
+        if broken:
+            self._repair(form, self._by_noise_for_time(groups))
+        else:
+            self._leave_slow_groups(form, groups)
+
+    def _needs_repair(self, name: str, best: Trial | None) -> bool:
+        trial, drop = self.trial(name), self.drops.get(name)
+        if name == FLOAT or drop is None or drop.value <= self.work.job.request.budgets.max_drop:
+            return False
+        limit = WORTH_REPAIRING * (best.ratio if best and best.ratio else 1.0)
+        return trial.ratio is not None and trial.ratio < limit
+
+    def _by_noise_for_time(self, groups: tuple[NodeGroup, ...]) -> list[NodeGroup]:
+        """The groups that add most noise for the time that they save come first."""
+        known = {s.group: s for s in self.sensitivities}
+
+        def price(group: NodeGroup) -> float:
+            found = known.get(group.name)
+            if found is None:
+                return float("inf")  # it does not even run alone
+            # Noise of independent groups adds up by its power (arXiv:1511.06393).
+            return float(10 ** (-found.sqnr_db / 10) / max(found.saved_ms, 1e-3))
+
+        return sorted(groups, key=price, reverse=True)
+
+    def _repair(self, form: Form, ranked: Sequence[NodeGroup]) -> None:
+        """The fewest groups in float that keep to the accuracy budget: bisected, then thinned one by one."""
+        max_drop = self.work.job.request.budgets.max_drop
+        low, high = 0, len(ranked)  # with none it fails; with all it is float
+        kept: list[NodeGroup] | None = None
+        while high - low > 1 and not self.clock.is_over():
+            n = (low + high) // 2
+            trial = self._try(keeping(form, ranked[:n]), f"-mixed-{n}")
+            if trial.drop is not None and trial.drop <= max_drop:
+                high, kept = n, list(ranked[:n])
+            else:
+                low = n
+        if kept is None or len(kept) < 2:
+            return
+        for i, group in enumerate(kept[:-1], start=1):  # without the last one it was tried
+            if self.clock.is_over():
+                return
+            fewer = [other for other in kept if other is not group]
+            trial = self._try(keeping(form, fewer), f"-mixed-{len(kept)}-thinned-{i}")
+            if trial.drop is not None and trial.drop <= max_drop:
+                kept = fewer
+                if len(kept) < 2:
+                    return
+
+    def _leave_slow_groups(self, form: Form, groups: tuple[NodeGroup, ...]) -> None:
+        """Groups that are surely slower when lowered stay in float."""
+        slow = {s.group for s in self.sensitivities if s.ratio_low > 1}
+        kept = [group for group in groups if group.name in slow]
+        if kept and len(kept) < len(groups) and not self.clock.is_over():
+            self._try(keeping(form, kept), f"-mixed-{len(kept)}")
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def _time_finalists(self) -> None:
+        """Float and the best few, with other ways to open them, timed well: the figures that are reported."""
+        names = [trial.name for trial in self._inside()[:N_FINALISTS]]
+        finalists = [self.baseline, *(self.variants[name] for name in names)]
+        if not self.clock.is_over():
+            for name in [*names[:N_TUNED], *([] if names else [FLOAT])]:
+                finalists += self._otherwise_opened(name)
+        self._time(finalists, self._protocol, extend=True, what="the best, ")
+        for variant in finalists:
+            self._judge(variant.name)
+
+    def _otherwise_opened(self, name: str) -> list[Variant]:
+        form, found = self.made[name], []
+        for short, session in self.forms.sessions(form).items():
+            self.work.progress(StepProgress(name=self.work.step.name, detail=f"{self.graph}: {name}, {short}"))
+            variant = msgspec.structs.replace(self.variants[name], name=f"{name}@{short}", session=session)
+            self._add(variant, form)
+            found.append(variant)
+        return found

@@ -1,0 +1,77 @@
+"""Time forms of a graph against each other, in turns, on a real input; looked up where that was done before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from edgevlm.job import Work
+from edgevlm.measure.environment import describe_environment, fingerprint
+from edgevlm.measure.interleave import compare
+from edgevlm.measure.protocol import extended
+from edgevlm.measure.spec import Comparison, Protocol, Subject
+from edgevlm.plan import TEXT_ENCODER
+from edgevlm.progress import Note, StepProgress
+from edgevlm.search.choose import FLOAT
+from edgevlm.search.spec import Variant
+from edgevlm.steps.inputs import at_batch, graph_inputs, save_inputs
+from edgevlm.steps.variants import file_digest
+from edgevlm.store import code_digest, read_spec, write_spec
+
+
+def time_variants(
+    work: Work, graph: str, variants: Iterable[Variant], *, protocol: Protocol, extend: bool, what: str = ""
+) -> Comparison:
+    """The graph's variants against ``fp32``, which is among them. Variants with a failure are left out.
+
+    Args:
+        extend: measure once more and longer where the result is not valid, and store only what is.
+        what: what is being done, for people.
+    """
+    data = work.job.splits.select
+    batch = 1 if graph == TEXT_ENCODER else work.step.params["batch"] or 1
+    runnable = [variant for variant in variants if variant.failure is None]
+
+    def say(text: str, done: int, n: int) -> None:
+        detail = f"{graph}: {what}{text}"
+        work.progress(StepProgress(name=work.step.name, fraction=done / n if n else None, detail=detail))
+
+    def make(out: Path) -> None:
+        inputs = save_inputs(out / "inputs.npz", at_batch(graph_inputs(work.job, graph, data, batch), batch))
+        subjects = [
+            Subject(name=v.name, backend=v.backend, file=str(work.out / v.file), inputs=str(inputs), session=v.session)
+            for v in runnable
+        ]
+        comparison = compare(subjects, baseline=FLOAT, protocol=protocol, progress=say)
+        if extend and not comparison.is_valid:
+            work.progress(Note(f"{graph}: measuring again, and longer: {'; '.join(comparison.reasons)}"))
+            again = compare(subjects, baseline=FLOAT, protocol=extended(protocol), progress=say)
+            comparison = msgspec.structs.replace(again, was_extended=True)
+        write_spec(out / "comparison.json", comparison)
+        inputs.unlink()
+
+    parts = {
+        "subjects": {
+            v.name: {
+                "backend": v.backend,
+                "file": file_digest(work.out / v.file),
+                "session": msgspec.to_builtins(v.session),
+            }
+            for v in runnable
+        },
+        "input": data.samples[0].digest if data.samples else "",
+        "batch": batch,
+        "processing": msgspec.to_builtins(work.job.model.processing),
+        "protocol": msgspec.to_builtins(protocol),
+        "extend": extend,
+        "machine": fingerprint(describe_environment()),
+        "code": code_digest(),
+    }
+    kept = work.store.fetch("measure", parts, make, keep=lambda out: not extend or _comparison(out).is_valid)
+    return _comparison(kept.path)
+
+
+def _comparison(folder: Path) -> Comparison:
+    return read_spec(folder / "comparison.json", Comparison)
