@@ -106,8 +106,8 @@ class StepRow(Spec, frozen=True, kw_only=True):
 class Report(Spec, frozen=True, kw_only=True):
     """Everything that a compile found out.
 
-    ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too. ``comparisons`` are of
-    the best, one for each graph; ``screenings`` are the short ones before them.
+    ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too. ``comparisons``
+    are of the best, one for each graph; ``screenings`` are the short ones before them.
     """
 
     schema_version: int

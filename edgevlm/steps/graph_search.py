@@ -15,11 +15,12 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.evaluation import Drop
 from edgevlm.job import Work
 from edgevlm.measure.protocol import screening
-from edgevlm.measure.spec import Comparison, Measurement, Protocol, Ratio
+from edgevlm.measure.spec import Protocol
 from edgevlm.progress import StepProgress
 from edgevlm.report.spec import GroupSensitivity
 from edgevlm.search.choose import FLOAT, Trial, misses, speed
 from edgevlm.search.spec import Timing, Variant
+from edgevlm.search.trials import GraphTrials
 from edgevlm.steps.judging import Judge
 from edgevlm.steps.sensitivity import NodeGroup, find_sensitivities, keeping, node_groups
 from edgevlm.steps.timing import time_variants
@@ -64,11 +65,10 @@ class GraphSearch:
     """The other graphs' float variants: what a variant of this graph is judged together with."""
     clock: Clock
     made: dict[str, Form] = field(default_factory=dict)
-    variants: dict[str, Variant] = field(default_factory=dict)
-    timings: list[Timing] = field(default_factory=list)
-    drops: dict[str, Drop] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
     sensitivities: tuple[GroupSensitivity, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.known = GraphTrials(graph=self.forms.graph)
 
     @property
     def graph(self) -> str:
@@ -81,7 +81,7 @@ class GraphSearch:
                 self._add(form, None)
             else:
                 self._add(self.forms.make(form), form)
-        self._time(self.variants.values(), screening(self._protocol), extend=False, what="screening, ")
+        self._time(self.known.variants.values(), self._screening, extend=False, what="screening, ")
         for name in self._fastest_first():
             self._judge(name)
         if not self.clock.is_over():
@@ -90,45 +90,10 @@ class GraphSearch:
 
     # --- what is known ------------------------------------------------------------------------------------
 
-    def measurement(self, name: str) -> Measurement | None:
-        found = self._comparison_of(name)
-        return found.measurement(name) if found else None
-
-    def ratio(self, name: str) -> Ratio | None:
-        found = self._comparison_of(name)
-        return found.ratio(name) if found else None
-
-    def trial(self, name: str) -> Trial:
-        """The variant as a candidate of its own, the other graphs in float."""
-        variant, measured, ratio, drop = (
-            self.variants[name],
-            self.measurement(name),
-            self.ratio(name),
-            self.drops.get(name),
-        )
-        failure = variant.failure or self.failures.get(name) or (measured.failure if measured else None)
-        if failure or measured is None:
-            return Trial(name=name, failure=failure or "it was not timed")
-        return Trial(
-            name=name,
-            size_bytes=variant.n_bytes,
-            p50_ms=measured.percentile_ms(50),
-            ratio=ratio.value if ratio else None,
-            ratio_low=ratio.low if ratio else None,
-            ratio_high=ratio.high if ratio else None,
-            drop=drop.value if drop else None,
-            invalid_because=ratio.reasons if ratio and not ratio.is_valid else (),
-            was_dropped=measured.dropped_after_round is not None,
-        )
-
-    def _comparison_of(self, name: str) -> Comparison | None:
-        """The last one that the variant took part in."""
-        return next((t.comparison for t in reversed(self.timings) if t.comparison.has(name)), None)
-
     def _inside(self) -> list[Trial]:
         """Judged, inside the budgets that hold for this graph alone, and no slower than float; fastest first."""
         budgets = self.work.job.request.budgets
-        trials = [self.trial(name) for name in self.drops if name != FLOAT]
+        trials = [self.known.trial(name) for name in self.known.drops if name != FLOAT]
         # A latency budget is for all graphs together, and known well only at the end.
         alone = msgspec.structs.replace(budgets, max_latency_ms=None)
         return sorted((t for t in trials if not t.failure and not misses(t, alone)), key=speed)
@@ -139,8 +104,16 @@ class GraphSearch:
     def _protocol(self) -> Protocol:
         return self.work.job.request.protocol
 
+    @property
+    def _screening(self) -> Protocol:
+        """Who is slow is let go early, except where a slow one may have to ship."""
+        job = self.work.job
+        may_be_slow = job.request.budgets.max_size_mb is not None or job.request.precision != "auto"
+        protocol = screening(self._protocol)
+        return msgspec.structs.replace(protocol, halve_at=()) if may_be_slow else protocol
+
     def _add(self, variant: Variant, form: Form | None) -> None:
-        self.variants[variant.name] = variant
+        self.known.variants[variant.name] = variant
         if form is not None:
             self.made[variant.name] = form
 
@@ -148,7 +121,7 @@ class GraphSearch:
         comparison = time_variants(
             self.work, self.graph, list(variants), protocol=protocol, extend=extend, what=what + self._so_far()
         )
-        self.timings.append(Timing(graph=self.graph, comparison=comparison))
+        self.known.timings.append(Timing(graph=self.graph, comparison=comparison))
 
     def _so_far(self) -> str:
         best = next(iter(self._inside()), None)
@@ -157,19 +130,19 @@ class GraphSearch:
         return f"best so far {best.name} at {best.ratio:.2f} × float's time, drop {(best.drop or 0) * 100:.2f} points, "
 
     def _fastest_first(self) -> list[str]:
-        trials = [self.trial(name) for name in self.variants]
+        trials = [self.known.trial(name) for name in self.known.variants]
         alive = [t for t in trials if not t.failure and not t.was_dropped]
         return [trial.name for trial in sorted(alive, key=speed)]
 
     def _judge(self, name: str) -> Drop | None:
-        if name not in self.drops and name not in self.failures:
+        if name not in self.known.drops and name not in self.known.failures:
             try:
-                self.drops[name] = self.judge.drop(self._members(self.variants[name]))
+                self.known.drops[name] = self.judge.drop(self._members(self.known.variants[name]))
             except EdgeVLMError as error:
                 if name == FLOAT:
                     raise
-                self.failures[name] = error.message
-        return self.drops.get(name)
+                self.known.failures[name] = error.message
+        return self.known.drops.get(name)
 
     def _members(self, variant: Variant) -> tuple[Variant, ...]:
         return tuple(variant if v.graph == self.graph else v for v in self.others)
@@ -178,11 +151,11 @@ class GraphSearch:
         """Make, time and judge one more form, beside float and the best so far."""
         variant = self.forms.make(form, suffix=suffix)
         self._add(variant, form)
-        best = [self.variants[trial.name] for trial in self._inside()[:1]]
+        best = [self.known.variants[trial.name] for trial in self._inside()[:1]]
         if variant.failure is None:
-            self._time([self.baseline, *best, variant], screening(self._protocol), extend=False, what="mixed, ")
+            self._time([self.baseline, *best, variant], self._screening, extend=False, what="mixed, ")
             self._judge(variant.name)
-        return self.trial(variant.name)
+        return self.known.trial(variant.name)
 
     # --- mixed precision ----------------------------------------------------------------------------------
 
@@ -197,7 +170,7 @@ class GraphSearch:
             return
         groups = node_groups(nodes)
         n_pictures = len(self.work.job.splits.select)
-        judging_s = len(groups) * n_pictures * (self.trial(name).p50_ms or 0.0) / 1e3
+        judging_s = len(groups) * n_pictures * (self.known.trial(name).p50_ms or 0.0) / 1e3
         is_judged = judging_s < SHARE_FOR_JUDGING_GROUPS * self.clock.left_s()
 
         def drop_of(variant: Variant) -> Drop | None:
@@ -214,7 +187,7 @@ class GraphSearch:
             self._leave_slow_groups(form, groups)
 
     def _needs_repair(self, name: str, best: Trial | None) -> bool:
-        trial, drop = self.trial(name), self.drops.get(name)
+        trial, drop = self.known.trial(name), self.known.drops.get(name)
         if name == FLOAT or drop is None or drop.value <= self.work.job.request.budgets.max_drop:
             return False
         limit = WORTH_REPAIRING * (best.ratio if best and best.ratio else 1.0)
@@ -269,7 +242,7 @@ class GraphSearch:
     def _time_finalists(self) -> None:
         """Float and the best few, with other ways to open them, timed well: the figures that are reported."""
         names = [trial.name for trial in self._inside()[:N_FINALISTS]]
-        finalists = [self.baseline, *(self.variants[name] for name in names)]
+        finalists = [self.baseline, *(self.known.variants[name] for name in names)]
         if not self.clock.is_over():
             for name in [*names[:N_TUNED], *([] if names else [FLOAT])]:
                 finalists += self._otherwise_opened(name)
@@ -281,7 +254,7 @@ class GraphSearch:
         form, found = self.made[name], []
         for short, session in self.forms.sessions(form).items():
             self.work.progress(StepProgress(name=self.work.step.name, detail=f"{self.graph}: {name}, {short}"))
-            variant = msgspec.structs.replace(self.variants[name], name=f"{name}@{short}", session=session)
+            variant = msgspec.structs.replace(self.known.variants[name], name=f"{name}@{short}", session=session)
             self._add(variant, form)
             found.append(variant)
         return found

@@ -4,7 +4,7 @@ import pytest
 
 from edgevlm.errors import GateError
 from edgevlm.plan import Budgets
-from edgevlm.search.choose import Trial, choose
+from edgevlm.search.choose import Trial, choose, pareto
 
 FLOAT = Trial(name="fp32", size_bytes=40_000_000, p50_ms=10.0, ratio=1.0, drop=0.0)
 
@@ -88,3 +88,19 @@ def test_a_rough_time_is_no_ground_to_refuse_a_precision_that_was_asked_for():
     assert "the machine was busy" in choice.verdict("int8").reason
     with pytest.raises(GateError):
         choose((unrequested, rough), Budgets(max_latency_ms=20))
+
+
+def test_what_was_only_screened_ships_after_what_was_timed_well():
+    choice = choose((FLOAT, int8("rough", ratio=0.4, is_rough=True), int8("exact", ratio=0.5)), Budgets())
+    assert choice.contenders == ("exact", "rough", "fp32")
+
+
+def test_the_pareto_front_holds_what_no_other_beats_at_once():
+    fast = int8("fast", ratio=0.4, drop=0.03)
+    exact = int8("exact", ratio=0.6, drop=0.0)
+    beaten = int8("beaten", ratio=0.7, drop=0.01)
+    small = int8("small", ratio=0.9, drop=0.02, size_bytes=5_000_000)
+    unjudged = int8("unjudged", ratio=0.1, drop=None)
+    noisy = int8("noisy", ratio=0.1, drop=0.0, invalid_because=("noise",))
+    front = pareto((FLOAT, fast, exact, beaten, small, unjudged, noisy))
+    assert front == ("fast", "exact", "small")  # float is beaten by exact, which is no worse in anything

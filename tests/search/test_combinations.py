@@ -3,8 +3,8 @@
 import pytest
 
 from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Ratio
-from edgevlm.search.spec import Candidate, Variant
-from edgevlm.steps.search import _candidates, combined_ratio
+from edgevlm.search.spec import Candidate, Timing, Variant
+from edgevlm.search.trials import GraphTrials, candidates_of, combined_ratio
 
 ENVIRONMENT = Environment(machine="m", arch="x86-64", isa=(), n_cores=2, memory_bytes=1, os="os", python="3", tools={})
 
@@ -48,22 +48,33 @@ def comparison(times_ms, *, invalid=()):
     )
 
 
-def variants(graph, *names):
-    return tuple(Variant(graph=graph, name=name, precision=name, backend="onnxruntime") for name in names)
+def known(**comparisons):
+    """What is known of graphs, each timed once."""
+    return {
+        graph: GraphTrials(
+            graph=graph,
+            variants={
+                m.subject: Variant(graph=graph, name=m.subject, precision=m.subject, backend="onnxruntime")
+                for m in each.measurements
+            },
+            timings=[Timing(graph=graph, comparison=each)],
+        )
+        for graph, each in comparisons.items()
+    }
 
 
 def test_with_one_graph_every_variant_is_a_candidate():
-    made = _candidates(("model",), variants("model", "fp32", "fast", "slow"), {"model": comparison({"fp32": 10.0})})
+    made = candidates_of(known(model=comparison({"fp32": 10.0, "fast": 4.0, "slow": 12.0})))
     assert [candidate.name for candidate in made] == ["fp32", "fast", "slow"]
 
 
 def test_with_two_graphs_only_what_beats_float_is_combined_fastest_first():
-    comparisons = {
-        "image_encoder": comparison({"fp32": 10.0, "static": 4.0, "slow": 12.0}),
-        "text_encoder": comparison({"fp32": 20.0, "dynamic": 8.0, "unsure": 9.0}, invalid=("unsure",)),
-    }
-    known = variants("image_encoder", "fp32", "static", "slow") + variants("text_encoder", "fp32", "dynamic", "unsure")
-    made = _candidates(("image_encoder", "text_encoder"), known, comparisons)
+    found = known(
+        image_encoder=comparison({"fp32": 10.0, "static": 4.0, "slow": 12.0}),
+        text_encoder=comparison({"fp32": 20.0, "dynamic": 8.0, "unsure": 9.0}, invalid=("unsure",)),
+    )
+    made = candidates_of(found)
+    # By time over float's: 12/30, then 18/30, then 24/30.
     assert [candidate.variants for candidate in made] == [
         {"image_encoder": "fp32", "text_encoder": "fp32"},
         {"image_encoder": "static", "text_encoder": "dynamic"},
@@ -75,25 +86,34 @@ def test_with_two_graphs_only_what_beats_float_is_combined_fastest_first():
 
 
 def test_ratios_add_up_by_the_time_that_each_graph_takes():
-    comparisons = {
-        "image_encoder": comparison({"fp32": 10.0, "static": 4.0}),
-        "text_encoder": comparison({"fp32": 30.0, "dynamic": 15.0}),
-    }
+    found = known(
+        image_encoder=comparison({"fp32": 10.0, "static": 4.0}),
+        text_encoder=comparison({"fp32": 30.0, "dynamic": 15.0}),
+    )
     both = Candidate(name="both", variants={"image_encoder": "static", "text_encoder": "dynamic"})
-    ratio = combined_ratio(both, comparisons)
+    ratio = combined_ratio(both, found)
     assert ratio.value == pytest.approx((4 + 15) / 40)
     assert ratio.low < ratio.value < ratio.high
     only_image = Candidate(name="image", variants={"image_encoder": "static", "text_encoder": "fp32"})
-    assert combined_ratio(only_image, comparisons).value == pytest.approx((4 + 30) / 40)
-    assert combined_ratio(Candidate(name="fp32", variants={}), comparisons) is None
+    assert combined_ratio(only_image, found).value == pytest.approx((4 + 30) / 40)
+    assert combined_ratio(Candidate(name="fp32", variants={}), found) is None
 
 
 def test_a_combination_is_as_valid_as_its_parts():
-    comparisons = {
-        "image_encoder": comparison({"fp32": 10.0, "static": 4.0}, invalid=("static",)),
-        "text_encoder": comparison({"fp32": 30.0, "dynamic": 15.0}),
-    }
+    found = known(
+        image_encoder=comparison({"fp32": 10.0, "static": 4.0}, invalid=("static",)),
+        text_encoder=comparison({"fp32": 30.0, "dynamic": 15.0}),
+    )
     both = Candidate(name="both", variants={"image_encoder": "static", "text_encoder": "dynamic"})
-    ratio = combined_ratio(both, comparisons)
+    ratio = combined_ratio(both, found)
     assert not ratio.is_valid
     assert ratio.reasons == ("noise",)
+
+
+def test_the_last_comparison_that_a_variant_took_part_in_is_what_counts():
+    (trials,) = known(model=comparison({"fp32": 10.0, "a": 4.0, "b": 5.0})).values()
+    trials.timings.append(Timing(graph="model", comparison=comparison({"fp32": 10.0, "b": 3.0})))
+    assert trials.trial("b").ratio == pytest.approx(0.3)
+    assert not trials.trial("b").is_rough
+    assert trials.trial("a").ratio == pytest.approx(0.4)
+    assert trials.trial("a").is_rough
