@@ -63,6 +63,8 @@ def _candidates(report: Report, width: int) -> str:
     if facts.is_judged(report):
         note = f"{report.metric} and drop (in points) here are on the select split: they choose, they claim nothing."
         notes.append(_wrapped(note, width))
+    if report.pareto:
+        notes.append(_wrapped(facts.front_text(report), width))
     return "\n".join((table, *notes))
 
 

@@ -223,7 +223,41 @@ def about_candidates(report: Report) -> str:
         told.append("Nothing was timed.")
     if is_judged(report):
         told.append("Accuracy here is on the select split: it chooses the winner and claims nothing.")
+    if report.pareto:
+        told.append(front_text(report))
     return " ".join(told)
+
+
+def about_sensitivity(report: Report) -> str:
+    """How to read the table of groups."""
+    return (
+        f"Each line lowers one stretch of nodes of {report.sensitivities[0].form} alone and leaves the rest in float. "
+        "Noise is the power of the outputs over that of their change, in decibel: less is worse. Time is measured in "
+        "turns with float."
+    )
+
+
+def sensitivity_rows(report: Report) -> tuple[tuple[str, ...], ...]:
+    """For each group: graph, nodes, noise, drop, time saved, time over float's with its interval."""
+    return tuple(
+        (
+            each.graph,
+            f"{each.group} ({count(len(each.nodes), 'node')})",
+            f"{each.sqnr_db:.1f}",
+            MISSING if each.drop is None else points(each.drop),
+            f"{each.saved_ms:.3g}".replace("-", "−"),
+            f"{times(each.ratio)} {interval(times(each.ratio_low), times(each.ratio_high))}",
+        )
+        for each in report.sensitivities
+    )
+
+
+SENSITIVITY_HEADER = ("graph", "group lowered alone", "signal ÷ noise, dB", "drop, points", "saved ms", "time ÷ float")
+
+
+def front_text(report: Report) -> str:
+    """The candidates that no other beats in time, accuracy and size at once."""
+    return f"No other beats these in time, accuracy and size at once: {', '.join(report.pareto)}."
 
 
 def ratio_text(row: CandidateRow) -> str:

@@ -18,6 +18,7 @@ def markdown_from_report(report: Report) -> str:
         _top(report),
         _cautions(report),
         _candidates(report),
+        _sensitivity(report),
         _section("How accuracy was judged", _pairs(facts.how_judged(report))),
         _section("Budgets", _pairs(facts.budgets(report))),
         _proofs(report),
@@ -51,7 +52,15 @@ def _candidates(report: Report) -> str:
     header = [column.title.format(metric=report.metric) for column in columns]
     rows = [[column.cell(row) for column in columns] for row in facts.in_order(report)]
     table = _table(map(text, header), [column.alignment for column in columns], rows)
-    return _section("Candidates", f"{table}\n\n{facts.about_candidates(report)}")
+    return _section("Candidates", f"{table}\n\n{text(facts.about_candidates(report))}")
+
+
+def _sensitivity(report: Report) -> str:
+    if not report.sensitivities:
+        return ""
+    rows = [[text(cell) for cell in row] for row in facts.sensitivity_rows(report)]
+    table = _table(facts.SENSITIVITY_HEADER, (TEXT, TEXT) + (NUMERIC,) * 4, rows)
+    return _section("What each group costs and saves", f"{text(facts.about_sensitivity(report))}\n\n{table}")
 
 
 @dataclass(frozen=True)
