@@ -40,7 +40,9 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, pictures):
     output = tmp_path_factory.mktemp("out") / "demo"
-    return edgevlm.compile("demo", eval_data=pictures, precision="fp32", protocol=QUICK, output=output).bundle
+    return edgevlm.compile(
+        "demo", eval_data=pictures, precision="fp32", protocol=QUICK, search_minutes=0, output=output
+    ).bundle
 
 
 @pytest.fixture
@@ -211,7 +213,9 @@ def test_an_output_that_exists_is_refused_before_any_work(capsys, pictures, tmp_
 
 def test_an_output_that_cannot_be_written(capsys, pictures, tmp_path):
     (tmp_path / "file").write_text("")
-    asked = compile_demo("--eval-data", pictures, "--precision", "fp32", "-q", "-o", tmp_path / "file" / "out")
+    asked = compile_demo(
+        "--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o", tmp_path / "file" / "out"
+    )
     refused(capsys, asked, code=1, words="cannot be written")
 
 
@@ -221,7 +225,9 @@ def test_a_full_or_read_only_disk_leaves_nothing(capsys, pictures, tmp_path, mon
         raise OSError(number, os.strerror(number), str(tmp_path / "out"))
 
     monkeypatch.setattr("edgevlm.bundle.write._copy", fail)
-    asked = compile_demo("--eval-data", pictures, "--precision", "fp32", "-q", "-o", tmp_path / "out")
+    asked = compile_demo(
+        "--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o", tmp_path / "out"
+    )
     refused(capsys, asked, code=1, words=os.strerror(number).lower())
     assert list(tmp_path.iterdir()) == []
 
@@ -253,7 +259,7 @@ def test_a_stopped_compile_leaves_no_half_and_goes_on(pictures, tmp_path, how, c
     command = [sys.executable, "-m", "edgevlm", *asked]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     for line in process.stderr:
-        if line.startswith("search: image_encoder: round"):
+        if line.startswith("search: image_encoder: screening, round"):
             break
     os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(process.pid, how)
     told = process.stderr.read()

@@ -42,7 +42,7 @@ def edgevlm_command(*arguments: object, cwd: Path | None = None) -> subprocess.C
 
 def compiled(*arguments: object) -> dict[str, object]:
     """A compile of its own process, float only: whether the machine is quiet enough to choose is not the question."""
-    done = edgevlm_command("compile", *arguments, "--precision", "fp32", "--json")
+    done = edgevlm_command("compile", *arguments, "--precision", "fp32", "--search-minutes", "0", "--json")
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     return result
@@ -132,7 +132,13 @@ def test_one_changed_picture_is_other_data(first, model, pictures, tmp_path):
 
 def test_int8_of_a_convolution_answers_as_float_does(first, model, pictures, tmp_path):
     made = edgevlm.compile(
-        str(model), eval_data=pictures, precision="int8", protocol=QUICK, calibration="quick", output=tmp_path / "int8"
+        str(model),
+        eval_data=pictures,
+        precision="int8",
+        protocol=QUICK,
+        search_minutes=0,
+        calibration="quick",
+        output=tmp_path / "int8",
     )
     assert made.manifest.components[0].precision.startswith("int8")
     assert made.report.accuracy is not None
@@ -143,7 +149,7 @@ def test_int8_of_a_convolution_answers_as_float_does(first, model, pictures, tmp
 
 
 def test_a_budget_that_nothing_keeps_ends_with_the_nearest_misses(model, pictures, tmp_path):
-    asked = ("--eval-data", pictures, "--precision", "fp32", "-q", "-o", tmp_path / "out")
+    asked = ("--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o", tmp_path / "out")
     done = edgevlm_command("compile", model, *asked, "--max-latency-ms", "0.000001")
     assert done.returncode == 4
     assert "fp32 takes" in done.stderr
@@ -171,7 +177,9 @@ def test_pictures_smaller_than_any_that_can_be_generated(tmp_path):
     (tmp_path / "tiny_models.card.toml").write_text(
         'task = "image-classification"\nlabels = ["a", "b"]\n[input]\nheight = 8\nwidth = 8\n', encoding="utf-8"
     )
-    done = edgevlm_command("compile", "tiny_models:make", "--precision", "fp32", "-o", "out", "-q", cwd=tmp_path)
+    done = edgevlm_command(
+        "compile", "tiny_models:make", "--precision", "fp32", "--search-minutes", "0", "-o", "out", "-q", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert edgevlm.verify(tmp_path / "out")
 
@@ -228,7 +236,7 @@ def test_the_demo_as_everybody_compiles_it(tmp_path, monkeypatch, record_propert
 @pytest.mark.slow
 def test_two_compiles_at_once_do_not_disturb_each_other(model, pictures, tmp_path):
     environment = os.environ | {"EDGEVLM_CACHE": str(tmp_path / "cache")}
-    asked = ["compile", model, "--eval-data", pictures, "--precision", "fp32", "-q", "-o"]
+    asked = ["compile", model, "--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o"]
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "edgevlm", *map(str, asked), tmp_path / name],

@@ -201,7 +201,12 @@ def test_one_picture_is_no_data_set(capsys, model, pictures, tmp_path):
 @pytest.fixture
 def archive(model: Path, pictures: Path, tmp_path: Path) -> Path:
     made = edgevlm.compile(
-        str(model), eval_data=pictures, precision="fp32", protocol=QUICK, output=tmp_path / "colours.evlm"
+        str(model),
+        eval_data=pictures,
+        precision="fp32",
+        protocol=QUICK,
+        search_minutes=0,
+        output=tmp_path / "colours.evlm",
     )
     assert edgevlm.verify(made.bundle)
     shutil.rmtree(tmp_path / "cache")  # what was unpacked to verify it

@@ -29,7 +29,19 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(model: Path, pictures: Path, tmp_path: Path) -> list[str]:
-    asked = ["compile", model, "--eval-data", pictures, "--precision", "fp32", "-v", "-o", tmp_path / "out"]
+    asked = [
+        "compile",
+        model,
+        "--eval-data",
+        pictures,
+        "--precision",
+        "fp32",
+        "--search-minutes",
+        "0",
+        "-v",
+        "-o",
+        tmp_path / "out",
+    ]
     return [sys.executable, "-m", "edgevlm", *map(str, asked)]
 
 

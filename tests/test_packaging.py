@@ -77,6 +77,7 @@ def bundle(tmp_path_factory):
             precision="int8-static",
             max_drop=0.5,
             protocol=QUICK,
+            search_minutes=0,
             output=folder / "out",
         )
     return folder / "out"
