@@ -15,6 +15,7 @@ from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "edgevlm.runtime.backends.onnxruntime:OnnxRuntime",
+    "openvino": "edgevlm.runtime.backends.openvino:OpenVino",
 }
 
 

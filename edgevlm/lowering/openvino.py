@@ -1,0 +1,387 @@
+"""OpenVINO: float, bfloat16, int8 by NNCF's post-training quantization, and int8 or int4 weights alone.
+
+Sources: docs.openvino.ai (convert_model, nncf.quantize, nncf.compress_weights); SmoothQuant, arXiv:2211.10438; AWQ,
+arXiv:2306.00978.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from edgevlm.errors import DataError, MissingToolError, ModelError
+from edgevlm.lowering import CalibrationData, Lowered, Recipe
+from edgevlm.quantization.calibration import CalibrationRecipe
+from edgevlm.runtime.backends.openvino import DIMENSIONS, import_openvino, no_telemetry, words_of
+from edgevlm.runtime.spec import Array, SessionOptions
+from edgevlm.target import Target
+
+Weights = Literal["int8_sym", "int8_asym", "int4_sym", "int4_asym"]
+
+BF16 = SessionOptions(entries={"INFERENCE_PRECISION_HINT": "bf16"})
+
+_BF16_ISA = frozenset({"avx512_bf16", "amx_bf16"})
+_VNNI_ISA = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+_CONV = frozenset({
+    "Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData",
+})  # fmt: skip
+_WORK = _CONV | {"MatMul"}
+
+# What the CPU plugin calls its kernels for these. Source: openvino/src/plugins/intel_cpu/src/cpu_types.cpp.
+_KERNELS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "GatherMatmul", "MatMul"})
+
+# Weights below this are a small part of any bundle, and its kernels never wait for them: a cache holds them.
+_MANY_WEIGHT_BYTES = 32_000_000
+
+
+class OpenVinoRecipe(Recipe, frozen=True, kw_only=True):
+    """How a form is made; all defaults together leave the graph in float.
+
+    Args:
+        method: ``quantize`` makes weights and activations int8, ``compress`` weights alone.
+        preset: ``mixed`` gives activations a zero point, ``performance`` does not.
+        is_transformer: NNCF's patterns for attention, and SmoothQuant.
+        corrects_bias_fast: False corrects biases layer after layer, each over what the layers before it really give.
+        reduces_range: 7-bit weights, for x86 without VNNI, whose 16-bit sums saturate.
+        weights: what ``compress`` stores them as.
+        group_size: weights that share a scale; -1 is a whole row.
+        is_data_aware: scales are chosen by what the layers see (AWQ and scale estimation).
+    """
+
+    method: Literal["float", "quantize", "compress"] = "float"
+    preset: Literal["mixed", "performance"] = "mixed"
+    is_transformer: bool = False
+    corrects_bias_fast: bool = True
+    reduces_range: bool = False
+    weights: Weights = "int8_sym"
+    group_size: int = -1
+    is_data_aware: bool = False
+
+    def describe(self) -> dict[str, str]:
+        rest = self.session.entries.get("INFERENCE_PRECISION_HINT", "f32")
+        if self.method == "quantize":
+            words = {
+                "method": "NNCF quantize",
+                "activations": "asymmetric" if self.preset == "mixed" else "symmetric",
+                "weights": "int8, per channel" + (", 7 bits" if self.reduces_range else ""),
+                "bias correction": "fast" if self.corrects_bias_fast else "by layer",
+            }
+            words |= {"smoothing": "SmoothQuant"} if self.is_transformer else {}
+        elif self.method == "compress":
+            words = {
+                "method": "NNCF compress_weights" + (", AWQ, scale estimation" if self.is_data_aware else ""),
+                "weights": self.weights + (f", groups of {self.group_size}" if self.group_size > 0 else ", per row"),
+            }
+        else:
+            words = {}
+        return words | {"the rest in": rest} | super().describe()
+
+
+class OpenVinoLowering:
+    tools: ClassVar[tuple[str, ...]] = ("openvino", "nncf", "numpy")
+
+    def __init__(self) -> None:
+        self._last: tuple[object, Any] = (None, None)
+
+    def prepare(self, graph: Path, out: Path) -> Path:
+        """OpenVINO's own format, weights in float32, shapes and names as they were exported."""
+        ov = import_openvino()
+        try:
+            with _quiet():
+                model = ov.convert_model(str(graph))
+        except Exception as error:  # openvino raises RuntimeError and classes of its own
+            raise ModelError(
+                f"OpenVINO {ov.__version__.split('-')[0]} cannot read '{graph.name}': {words_of(error)}.",
+                hint="Compile with --backends onnxruntime.",
+            ) from error
+        _keep_dimension_names(graph, model)
+        return _save(model, out / f"{graph.stem}.xml")
+
+    def recipes(self, prepared: Path, *, target: Target, calibration: CalibrationRecipe) -> tuple[OpenVinoRecipe, ...]:
+        """What suits the graph: int8 for convolutions, also with SmoothQuant for attention, weights alone where many.
+
+        Where the processor has bfloat16, int8 forms exist twice: the same files with the rest in float or bfloat16.
+        """
+        model = _read(prepared)
+        counts = Counter(op.get_type_name() for op in model.get_ordered_ops())
+        n_weight_bytes = prepared.with_suffix(".bin").stat().st_size
+        has_bf16 = "bf16" in target.precisions and bool(_BF16_ISA & set(target.isa))
+        recipes = [OpenVinoRecipe(name="openvino-fp32", precision="fp32")]
+        if has_bf16:
+            recipes.append(OpenVinoRecipe(name="openvino-bf16", precision="bf16", session=BF16))
+        if not _work_nodes(model) or _missing_nncf():
+            return tuple(recipes)
+        if "int8" in target.precisions:
+            recipes += [
+                each
+                for recipe in _int8_recipes(counts, target, calibration)
+                for each in (recipe, _rest_in_bf16(recipe))
+                if has_bf16 or each is recipe
+            ]
+        if n_weight_bytes >= _MANY_WEIGHT_BYTES and counts["MatMul"]:
+            recipes += _weight_recipes(target, calibration)
+        return tuple(recipes)
+
+    def lowered_nodes(self, prepared: Path, recipe: OpenVinoRecipe) -> tuple[str, ...]:
+        if recipe.method == "float":
+            return ()
+        kept = set(recipe.keep_float)
+        names = (op.get_friendly_name() for op in _work_nodes(_read(prepared)))
+        return tuple(name for name in names if name not in kept)
+
+    def lower(self, graph: Path, prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData, out: Path) -> Lowered:
+        """A float form is the prepared graph itself. Raises besides: MissingToolError: NNCF is not installed."""
+        file = out / f"{graph.stem}.xml"
+        if recipe.method == "float":
+            for suffix in (".xml", ".bin"):
+                shutil.copyfile(prepared.with_suffix(suffix), file.with_suffix(suffix))
+        else:
+            _save(self._made(prepared, recipe, data), file)
+        return Lowered(files=(file.name, file.with_suffix(".bin").name), runs=_runs(file, recipe.session))
+
+    def _made(self, prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData) -> Any:
+        """What NNCF makes. Forms that differ in the session alone follow each other, so the last is remembered."""
+        key = (prepared, msgspec.structs.replace(recipe, name="", precision="", session=SessionOptions()), data)
+        if key != self._last[0]:
+            self._last = (None, None)  # room for the next
+            make = _quantized if recipe.method == "quantize" else _compressed
+            self._last = (key, make(prepared, recipe, data))
+        return self._last[1]
+
+
+# --- recipes ----------------------------------------------------------------------------------------------
+
+
+def _int8_recipes(counts: Counter[str], target: Target, calibration: CalibrationRecipe) -> Iterator[OpenVinoRecipe]:
+    is_attentive = bool(counts["Softmax"] or counts["ScaledDotProductAttention"] or counts["MVN"])
+    first = OpenVinoRecipe(
+        name="openvino-int8",
+        precision="int8-static",
+        is_calibrated=True,
+        method="quantize",
+        is_transformer=is_attentive,
+        # Pairs of 8-bit products overflow the 16 bits that x86 without VNNI adds them up in.
+        reduces_range=target.arch == "x86-64" and not set(target.isa) & _VNNI_ISA,
+    )
+    yield first
+    if not is_attentive:
+        yield msgspec.structs.replace(first, name="openvino-int8-symmetric", preset="performance")
+    # It runs the graph once for each layer: minutes.
+    if calibration.name == "thorough":
+        yield msgspec.structs.replace(first, name="openvino-int8-by-layer", corrects_bias_fast=False)
+
+
+def _weight_recipes(target: Target, calibration: CalibrationRecipe) -> Iterator[OpenVinoRecipe]:
+    if "int8" in target.precisions:
+        yield OpenVinoRecipe(
+            name="openvino-int8-weights", precision="int8-weights", method="compress", weights="int8_sym"
+        )
+    if "int4" in target.precisions:
+        # Groups of 128 are NNCF's default; 64 hold the narrower layers of towers.
+        yield OpenVinoRecipe(
+            name="openvino-int4-weights", precision="int4-weights", is_calibrated=True, method="compress",
+            weights="int4_asym", group_size=64, is_data_aware=True,
+        )  # fmt: skip
+
+
+def _rest_in_bf16(recipe: OpenVinoRecipe) -> OpenVinoRecipe:
+    return msgspec.structs.replace(
+        recipe, name=f"{recipe.name}-bf16", precision=f"{recipe.precision}-bf16", session=BF16
+    )
+
+
+# --- graphs -----------------------------------------------------------------------------------------------
+
+
+def _read(file: Path) -> Any:
+    return import_openvino().Core().read_model(str(file))
+
+
+def _work_nodes(model: Any) -> list[Any]:
+    """Convolutions and matrix products that have weights, in the order in which they run."""
+    return [
+        op
+        for op in model.get_ordered_ops()
+        if op.get_type_name() in _WORK
+        and any(op.input_value(i).get_node().get_type_name() == "Constant" for i in range(op.get_input_size()))
+    ]
+
+
+def _keep_dimension_names(graph: Path, model: Any) -> None:
+    """Write what the ONNX graph calls its free dimensions into the model, which has only question marks for them."""
+    import onnx
+
+    values = onnx.load(graph, load_external_data=False).graph
+    names = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*values.input, *values.output)
+        if any(dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    }
+    if names:
+        model.set_rt_info(json.dumps(names, sort_keys=True), list(DIMENSIONS))
+
+
+def _save(model: Any, file: Path) -> Path:
+    """Write a model so that the same one gives the same bytes: no paths, no settings, no running numbers in names."""
+    ov = import_openvino()
+    for key in list(model.rt_info):
+        if key not in ("Runtime_version", DIMENSIONS[0]):
+            del model.rt_info[key]
+    _settle_names(model)
+    ov.save_model(model, str(file), compress_to_fp16=False)
+    return file
+
+
+def _settle_names(model: Any) -> None:
+    """OpenVINO numbers what has no name, through all graphs of a process; number it within the graph."""
+    for index, op in enumerate(model.get_ordered_ops()):
+        kind, name = op.get_type_name(), op.get_friendly_name()
+        is_numbered = re.fullmatch(r"[A-Z]\w*_\d+", name) if kind == "Constant" else re.fullmatch(rf"{kind}_\d+", name)
+        if is_numbered:
+            op.set_friendly_name(f"{kind}.{index}")
+
+
+def _runs(file: Path, session: SessionOptions) -> dict[str, str]:
+    """What the plugin runs after its own fusions, by the precision that it computes in."""
+    ov = import_openvino()
+    hint = session.entries.get("INFERENCE_PRECISION_HINT", "f32")
+    model = _read(file)
+    stored = Counter(
+        kind
+        for op in model.get_ordered_ops()
+        if op.get_type_name() == "Constant"
+        and (kind := op.get_output_element_type(0).get_type_name()) in ("i4", "u4", "i8", "u8")
+        and any(each.get_node().get_type_name() == "Convert" for each in op.output(0).get_target_inputs())
+    )
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    kernels = Counter(
+        _int8_as_such(str(info["runtimePrecision"].value)) for info in infos if info["layerType"].value in _KERNELS
+    )
+    words = {"runs": _counted(kernels) + " convolutions and matrix products"}
+    return words | ({"stored weights": _counted(stored)} if stored else {})
+
+
+def _int8_as_such(precision: str) -> str:
+    return "int8" if precision in ("i8", "u8") else precision
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))) or "no"
+
+
+# --- NNCF -------------------------------------------------------------------------------------------------
+
+
+def _missing_nncf() -> bool:
+    return importlib.util.find_spec("nncf") is None
+
+
+def _import_nncf() -> Any:
+    try:
+        with no_telemetry():
+            nncf = importlib.import_module("nncf")
+    except ImportError as error:
+        raise MissingToolError("NNCF is not installed.", hint="Run: pip install 'edgevlm[openvino]'") from error
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def _quantized(prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData) -> Any:
+    nncf = _import_nncf()
+    samples = _samples(prepared, data.feeds())
+    fix = nncf.OverflowFix.ENABLE if recipe.reduces_range else nncf.OverflowFix.DISABLE
+    with _refused(prepared, recipe), _quiet():
+        return nncf.quantize(
+            _read(prepared),
+            nncf.Dataset(samples),
+            preset=nncf.QuantizationPreset(recipe.preset),
+            # Without VNNI the fix is in `overflow_fix`; the device only decides which operators may be int8.
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(samples),
+            fast_bias_correction=recipe.corrects_bias_fast,
+            model_type=nncf.ModelType.TRANSFORMER if recipe.is_transformer else None,
+            ignored_scope=_ignored(nncf, recipe),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+        )
+
+
+def _compressed(prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData) -> Any:
+    nncf = _import_nncf()
+    options: dict[str, Any] = {}
+    if recipe.is_data_aware:
+        samples = _samples(prepared, data.feeds())
+        options = {"dataset": nncf.Dataset(samples), "subset_size": len(samples), "awq": True, "scale_estimation": True}
+    if recipe.group_size > 0:
+        options |= {
+            "group_size": recipe.group_size,
+            # A layer that no group fits gets a smaller one.
+            "advanced_parameters": nncf.AdvancedCompressionParameters(
+                group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+            ),
+            "all_layers": True,
+        }
+    with _refused(prepared, recipe), _quiet():
+        return nncf.compress_weights(
+            _read(prepared),
+            mode=nncf.CompressWeightsMode(recipe.weights),
+            ignored_scope=_ignored(nncf, recipe),
+            **options,
+        )
+
+
+def _ignored(nncf: Any, recipe: OpenVinoRecipe) -> Any:
+    return nncf.IgnoredScope(names=sorted(recipe.keep_float)) if recipe.keep_float else None
+
+
+def _samples(prepared: Path, feeds: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:
+    """All feeds: NNCF goes over them several times.
+
+    Raises: DataError: there are none, or one holds NaN or infinity.
+    """
+    samples = list(feeds)
+    for sample in samples:
+        for name, value in sample.items():
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                raise DataError(
+                    f"Calibrating '{prepared.stem}' met NaN or infinity in '{name}', where numbers were expected.",
+                    hint="Check the pictures and their preprocessing.",
+                )
+    if not samples:
+        raise DataError(
+            f"There is nothing to calibrate '{prepared.stem}' with: 0 samples.",
+            hint="Give at least one picture with --calibration-data.",
+        )
+    return samples
+
+
+@contextlib.contextmanager
+def _refused(prepared: Path, recipe: OpenVinoRecipe) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # nncf raises its own classes, ValueError, RuntimeError, ...
+        raise ModelError(
+            f"NNCF cannot lower '{prepared.stem}' by {recipe.name}: {words_of(error)}.",
+            hint="Leave that form out, or compile with --precision fp32.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws progress bars and tables on standard output."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

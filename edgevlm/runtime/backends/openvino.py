@@ -1,0 +1,178 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevlm.errors import BundleError, MissingToolError, ModelError
+from edgevlm.runtime.machine import describe_machine
+from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
+
+DIMENSIONS = ("edgevlm", "dimensions")
+"""Where a graph says what its free dimensions are called, as JSON by input and output: the format has no place."""
+
+# What a session may be told. A bundle is data: it must not have folders written (CACHE_DIR) or libraries loaded.
+_ENTRIES = frozenset({
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "EXECUTION_MODE_HINT",
+    "INFERENCE_PRECISION_HINT", "NUM_STREAMS", "PERFORMANCE_HINT", "SCHEDULING_CORE_TYPE",
+})  # fmt: skip
+
+# OpenVINO names element types as f32 and i64; numpy and the manifest as float32 and int64.
+_DTYPES = {
+    "f16": "float16", "f32": "float32", "f64": "float64", "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64",
+    "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64", "boolean": "bool",
+}  # fmt: skip
+
+
+class OpenVino:
+    name = "openvino"
+
+    def version(self) -> str | None:
+        try:
+            ov = import_openvino()
+        except MissingToolError:
+            return None
+        return str(ov.__version__).split("-")[0]  # 2026.4.1-22982-e213a147257-releases/2026/4
+
+    def open(self, file: Path, options: SessionOptions) -> OpenVinoSession:
+        ov = import_openvino()
+        try:
+            core = ov.Core()
+            model = core.read_model(str(file))
+            compiled = core.compile_model(model, "CPU", _settings(options))
+        except Exception as error:  # openvino raises RuntimeError, TypeError and classes of its own
+            raise BundleError(
+                f"OpenVINO {self.version()} refuses '{file.name}': {words_of(error)}.",
+                hint="Check that this OpenVINO is at least the version the bundle names (edgevlm inspect).",
+            ) from error
+        return OpenVinoSession(ov, model, compiled)
+
+
+class OpenVinoSession:
+    """One request, made once and used again: to make one takes longer than to run a small graph."""
+
+    def __init__(self, ov: Any, model: Any, compiled: Any) -> None:
+        names = _dimension_names(model)
+        self.inputs = tuple(_tensor_spec(port, names) for port in model.inputs)
+        self.outputs = tuple(_tensor_spec(port, names) for port in model.outputs)
+        self._tensor = ov.Tensor
+        self._request = compiled.create_infer_request()
+        self._fed: list[Any] = []
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self._check(feeds)
+        # The request reads the caller's memory and does not keep it alive.
+        self._fed = [
+            self._tensor(np.require(feeds[spec.name], requirements=("C", "W")), shared_memory=True)
+            for spec in self.inputs
+        ]
+        try:
+            for index, tensor in enumerate(self._fed):
+                self._request.set_input_tensor(index, tensor)
+            self._request.infer(share_outputs=True)
+        except Exception as error:  # openvino raises RuntimeError and classes of its own
+            raise ModelError(f"OpenVINO could not run the graph: {words_of(error)}.") from error
+        # Copies: the next run writes to the same memory.
+        return {spec.name: np.array(self._request.get_output_tensor(i).data) for i, spec in enumerate(self.outputs)}
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        """OpenVINO runs on what an input held before where it is not fed, and casts what has another type."""
+        taken = {spec.name: spec.dtype for spec in self.inputs}
+        given = {name: str(value.dtype) for name, value in feeds.items()}
+        if given != taken:
+            raise ModelError(
+                f"OpenVINO could not run the graph: it takes {_listed(taken)}, but was given {_listed(given)}."
+            )
+
+
+def import_openvino() -> Any:
+    """The library, kept from reporting home: it does so, without asking, as soon as it is imported.
+
+    Raises: MissingToolError: it is not installed or does not load.
+    """
+    try:
+        with no_telemetry():
+            return importlib.import_module("openvino")
+    except (ImportError, OSError, RuntimeError) as error:  # a library of it that is missing, or of another system
+        raise MissingToolError(
+            f"OpenVINO is not installed, or does not load: {words_of(error)}.",
+            hint="Run: pip install 'edgevlm[openvino]'",
+        ) from error
+
+
+@contextlib.contextmanager
+def no_telemetry() -> Iterator[None]:
+    """Hide ``openvino_telemetry`` from what is imported meanwhile; openvino and nncf then do without it.
+
+    Source: openvino/tools/ovc/__init__.py sends "general_import"; ``telemetry_stub`` is what it falls back to.
+    """
+    name = "openvino_telemetry"
+    if name in sys.modules:  # somebody else's doing
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def words_of(error: BaseException) -> str:
+    """OpenVINO's own words on one line, without the places in its source where they came from."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not re.match(r"(Exception from |Check '.*' failed at )", line)]
+    return " ".join(" ".join(kept).split())[:400].rstrip(".: ") or type(error).__name__
+
+
+def _settings(options: SessionOptions) -> dict[str, str]:
+    """What to compile a graph with; ``graph_level`` means nothing here, OpenVINO always does all it can."""
+    if unknown := sorted(options.entries.keys() - _ENTRIES):
+        raise ValueError(f"a session cannot be told {', '.join(unknown)}")
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": str(options.n_threads or describe_machine().n_physical_cores),
+        # Left to itself it computes in bfloat16 where the processor can, and quantizes what layers with compressed
+        # weights read, as it comes.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        # Threads tied to cores collide with every other process that ties its own to the same ones.
+        "ENABLE_CPU_PINNING": "NO",
+        **options.entries,
+    }
+
+
+def _dimension_names(model: Any) -> dict[str, list[int | str]]:
+    if not model.has_rt_info(list(DIMENSIONS)):
+        return {}
+    names: dict[str, list[int | str]] = json.loads(str(model.get_rt_info(list(DIMENSIONS)).value))
+    return names
+
+
+def _tensor_spec(port: Any, dimension_names: Mapping[str, list[int | str]]) -> TensorSpec:
+    name = port_name(port)
+    dims = list(port.partial_shape)
+    known = dimension_names.get(name, [])
+    names = known if len(known) == len(dims) else ["?"] * len(dims)
+    shape = tuple(d.get_length() if d.is_static else str(n) for d, n in zip(dims, names, strict=True))
+    kind = port.element_type.get_type_name()
+    return TensorSpec(name=name, dtype=_DTYPES.get(kind, kind), shape=shape)
+
+
+def port_name(port: Any) -> str:
+    """An input's or output's name; of several, the one that the ONNX graph gave it."""
+    names = port.get_names()
+    own = port.get_node().get_friendly_name().partition("/sink_port_")[0]
+    return str(own if own in names or not names else min(names))
+
+
+def _listed(kinds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items())) or "nothing"
