@@ -10,7 +10,7 @@ from typing import Literal
 
 from edgevlm.data_files import data_names
 from edgevlm.extras import COMPILE_MODULES, INSTALL_COMPILE, missing_compile_modules, tool_versions
-from edgevlm.runtime.backends import BACKENDS, load_backend
+from edgevlm.runtime.backends import BACKENDS, install_command, load_backend
 from edgevlm.runtime.machine import Machine, describe_machine
 from edgevlm.runtime.spec import Spec
 from edgevlm.store import cache_root
@@ -48,16 +48,20 @@ def _python() -> Check:
 
 
 def _runtime() -> tuple[Check, ...]:
-    checks = []
-    for name in BACKENDS:
-        version = load_backend(name).version()
-        if version:
-            checks.append(Check(name=f"backend {name}", state="ok", finding=version))
-        else:
-            checks.append(
-                Check(name=f"backend {name}", state="broken", finding="not installed", remedy=f"pip install {name}")
-            )
-    return tuple(checks)
+    return tuple(_backend(name) for name in BACKENDS)
+
+
+def _backend(name: str) -> Check:
+    """The base install has the first; the others are extras, and without them there are fewer candidates."""
+    version = load_backend(name).version()
+    if version:
+        return Check(name=f"backend {name}", state="ok", finding=version)
+    return Check(
+        name=f"backend {name}",
+        state="broken" if name == next(iter(BACKENDS)) else "note",
+        finding="not installed, or does not load",
+        remedy=install_command(name),
+    )
 
 
 def _compile_side() -> Check:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgevlm.data_files import data_folder, data_names, read_toml
 from edgevlm.errors import MissingToolError, UsageError, did_you_mean
-from edgevlm.runtime.backends import BACKENDS, load_backend
+from edgevlm.runtime.backends import BACKENDS, install_command, load_backend
 from edgevlm.runtime.machine import Machine, describe_machine
 from edgevlm.runtime.spec import Spec
 
@@ -17,6 +17,9 @@ HOST = "host"
 # Instruction sets that decide which int8 and float kernels ONNX Runtime's MLAS picks: with one more or one less,
 # another candidate can be the fastest. Source: onnxruntime/core/mlas/lib/platform.cpp.
 DECISIVE_ISA = frozenset({"avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "fp16"})
+
+# Source: the wheels of openvino on PyPI.
+_OPENVINO_ARCHES = ("x86-64", "aarch64")
 
 
 class Target(Spec, frozen=True, kw_only=True):
@@ -29,7 +32,7 @@ class Target(Spec, frozen=True, kw_only=True):
         n_cores: physical cores that inference may use; 0 where that differs from machine to machine.
         memory_bytes: 0 where that differs from machine to machine.
         backends: what may run a graph there, best guess first; measurement decides.
-        precisions: what is worth trying there.
+        precisions: what may be tried there; a backend leaves out what the instruction sets do not have.
         activation_sign: ``u8`` or ``s8``: the sign of int8 activations that its instructions want.
         opset: highest ONNX operator set that its runtime takes.
         sources: where each fact comes from, by the fact's name.
@@ -42,7 +45,7 @@ class Target(Spec, frozen=True, kw_only=True):
     n_cores: int = 0
     memory_bytes: int = 0
     backends: tuple[str, ...] = ("onnxruntime",)
-    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    precisions: tuple[Literal["fp32", "bf16", "int8", "int4"], ...] = ("fp32", "bf16", "int8", "int4")
     activation_sign: Literal["u8", "s8"] = "u8"
     opset: int = 20
     sources: dict[str, str] = {}
@@ -108,6 +111,7 @@ def host_target(machine: Machine, *, name: str, description: str = "") -> Target
         isa=machine.isa,
         n_cores=machine.n_physical_cores,
         memory_bytes=machine.memory_bytes,
+        backends=("onnxruntime", "openvino") if machine.arch in _OPENVINO_ARCHES else ("onnxruntime",),
         # ARM's dot product multiplies signed by signed; x86's VNNI (and the 16-bit pairs before it) unsigned by signed.
         activation_sign="s8" if machine.arch == "aarch64" else "u8",
         sources={"arch, isa, n_cores, memory_bytes": f"read from the machine ({machine.os})"},
@@ -162,14 +166,19 @@ def pick_backends(target: Target, asked: tuple[str, ...]) -> tuple[str, ...]:
                 f"Target '{target.name}' does not run {name}.", hint=f"Use one of: {', '.join(target.backends)}."
             )
         if backend.version() is None:
-            raise MissingToolError(f"The backend '{name}' is not installed.", hint=f"Run: pip install {name}")
+            raise MissingToolError(f"The backend '{name}' is not installed.", hint=f"Run: {install_command(name)}")
     found = asked or tuple(name for name in target.backends if load_backend(name).version() is not None)
     if not found:
         raise MissingToolError(
             f"None of the backends of target '{target.name}' is installed: {', '.join(target.backends)}.",
-            hint=f"Run: pip install {target.backends[0]}",
+            hint=f"Run: {install_command(target.backends[0])}",
         )
     return found
+
+
+def missing_backends(target: Target) -> dict[str, str]:
+    """The target's backends that are not installed here or do not load, each with the command that installs it."""
+    return {name: install_command(name) for name in target.backends if load_backend(name).version() is None}
 
 
 def _toml_value(value: object) -> str:

@@ -13,6 +13,7 @@ from edgevlm.target import (
     check_can_measure,
     host_target,
     load_target,
+    missing_backends,
     pick_backends,
     read_target,
     target_names,
@@ -99,6 +100,19 @@ def test_another_machine_is_refused_not_guessed():
 
 def test_a_backend_must_exist_and_suit_the_target():
     host = host_target(MACHINE, name="host")
-    assert pick_backends(host, ()) == ("onnxruntime",)
+    assert pick_backends(host, ()) == tuple(name for name in host.backends if name not in missing_backends(host))
+    assert pick_backends(host, ("onnxruntime",)) == ("onnxruntime",)
     with pytest.raises(UsageError, match="no backend"):
         pick_backends(host, ("onyxruntime",))
+
+
+@pytest.mark.parametrize("arch", ["x86-64", "aarch64"])
+def test_a_backend_that_is_not_installed_is_left_out_unless_it_is_asked_for(arch, monkeypatch):
+    host = host_target(msgspec.structs.replace(MACHINE, arch=arch), name="host")
+    monkeypatch.setattr("edgevlm.runtime.backends.openvino.OpenVino.version", lambda self: None)
+    assert host.backends == ("onnxruntime", "openvino")
+    assert pick_backends(host, ()) == ("onnxruntime",)
+    assert missing_backends(host) == {"openvino": "pip install 'edgevlm[openvino]'"}
+    with pytest.raises(MissingToolError) as caught:
+        pick_backends(host, ("openvino",))
+    assert caught.value.hint == "Run: pip install 'edgevlm[openvino]'"

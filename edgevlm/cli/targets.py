@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,10 +40,9 @@ def list_command(output: Output) -> None:
 def show_command(target: str, output: Output) -> None:
     """One target, with the facts of this machine filled in where it says `host`."""
     from edgevlm import targets
-    from edgevlm.target import target_text
 
     found = targets.show(target)
-    output.value(found, lambda: target_text(found).rstrip())
+    output.value(found, lambda: _text(found))
 
 
 @targets_group.command("detect")
@@ -51,10 +51,9 @@ def show_command(target: str, output: Output) -> None:
 def detect_command(file: Path | None, output: Output) -> None:
     """This machine as a target file."""
     from edgevlm import targets
-    from edgevlm.target import target_text
 
     found = targets.detect(file)
-    text = target_text(found).rstrip()
+    text = _text(found)
     output.value(found, f"{text}\n\nwritten to {file}; use it with --target {file}" if file else text)
 
 
@@ -67,3 +66,16 @@ def validate_command(file: str, output: Output) -> None:
 
     found = targets.validate(file)
     output.value(found, f"{file}: ok ({found.description})")
+
+
+def _text(target: Any) -> str:
+    """A target file, with a comment for each backend that cannot be used here."""
+    from edgevlm.target import missing_backends, target_text
+
+    missing = missing_backends(target).items()
+    return "\n".join(
+        [
+            target_text(target).rstrip(),
+            *(f"# {name}: not installed here, or does not load; {how}" for name, how in missing),
+        ]
+    )

@@ -106,9 +106,7 @@ class OpenSubject:
     def __init__(self, request: Open) -> None:
         self.waiting = Waiting()
         backend = backend_named(request.backend)
-        # `load_ms` is the graph's, not the library's; a backend is called as the library that it imports.
-        with contextlib.suppress(ImportError):
-            importlib.import_module(backend.name)
+        backend.version()  # imports the library: `load_ms` is the graph's alone
         with np.load(request.inputs, allow_pickle=False) as archive:
             self.feeds: dict[str, Array] = {name: archive[name] for name in archive.files}
         reset_peak_memory()

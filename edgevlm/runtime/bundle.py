@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from edgevlm.errors import BundleError, MissingToolError, UsageError
-from edgevlm.runtime.backends import load_backend
+from edgevlm.runtime.backends import install_command, load_backend
 from edgevlm.runtime.image import check_image_processing
 from edgevlm.runtime.machine import Machine, describe_machine
 from edgevlm.runtime.spec import (
@@ -339,7 +339,9 @@ def check_requires(manifest: Manifest, machine: Machine) -> None:
     for name, least in requires.backends.items():
         installed = load_backend(name).version()
         if installed is None:
-            raise MissingToolError(f"The bundle needs {name}, which is not installed.", hint=f"Run: pip install {name}")
+            raise MissingToolError(
+                f"The bundle needs {name}, which is not installed.", hint=f"Run: {install_command(name)}"
+            )
         if release(installed) < release(least):
             raise MissingToolError(
                 f"The bundle needs {name} {least} or newer, but {installed} is installed.",

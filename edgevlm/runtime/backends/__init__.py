@@ -63,3 +63,8 @@ def load_backend(name: str) -> Backend:
     module, _, attribute = BACKENDS[name].partition(":")
     backend: Backend = getattr(importlib.import_module(module), attribute)()
     return backend
+
+
+def install_command(name: str) -> str:
+    """What installs a backend; all but the first are extras of edgevlm."""
+    return "pip install onnxruntime" if name == "onnxruntime" else f"pip install 'edgevlm[{name}]'"
