@@ -58,6 +58,7 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
 
 
 _RUN_TOOLS = ("onnxruntime", "numpy", "pillow", "tokenizers")
+_OTHER_BACKENDS = ("openvino", "nncf")
 ACTIONS: dict[str, ActionSpec] = {
     "export": ActionSpec(
         run="edgevlm.steps.export:run", tools=("torch", "transformers", "onnx", "onnxscript", *_RUN_TOOLS)
@@ -65,12 +66,14 @@ ACTIONS: dict[str, ActionSpec] = {
     "fold": ActionSpec(run="edgevlm.steps.fold:run", tools=_RUN_TOOLS),
     "search": ActionSpec(
         run="edgevlm.steps.search:run",
-        tools=("onnx", *_RUN_TOOLS),
+        tools=("onnx", *_RUN_TOOLS, *_OTHER_BACKENDS),
         per_machine=True,
         keep="edgevlm.steps.search:is_kept",
     ),
-    "confirm": ActionSpec(run="edgevlm.steps.confirm:run", tools=_RUN_TOOLS, per_machine=True),
-    "bundle": ActionSpec(run="edgevlm.steps.bundle:run", tools=("onnx", "msgspec", *_RUN_TOOLS), per_machine=True),
+    "confirm": ActionSpec(run="edgevlm.steps.confirm:run", tools=(*_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True),
+    "bundle": ActionSpec(
+        run="edgevlm.steps.bundle:run", tools=("onnx", "msgspec", *_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True
+    ),
 }
 
 

@@ -12,8 +12,10 @@ from edgevlm.quantization.calibration import CalibrationRecipe
 from edgevlm.runtime.spec import Spec
 from edgevlm.target import Target
 
-Precision = Literal["auto", "fp32", "int8", "int8-static", "int8-dynamic"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "int8", "int8-static", "int8-dynamic")
+Precision = Literal["auto", "fp32", "bf16", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4"]
+PRECISIONS: tuple[Precision, ...] = (
+    "auto", "fp32", "bf16", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4",
+)  # fmt: skip
 
 TEXT_ENCODER = "text_encoder"
 

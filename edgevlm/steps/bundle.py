@@ -13,8 +13,10 @@ from edgevlm.bundle.sbom import bill_of_materials
 from edgevlm.export import Exported
 from edgevlm.extras import tool_versions
 from edgevlm.job import Work, place
+from edgevlm.lowering import load_lowering
 from edgevlm.measure.spec import Comparison
 from edgevlm.plan import TEXT_ENCODER
+from edgevlm.runtime.backends import BACKENDS, load_backend
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import (
     SCHEMA_VERSION,
@@ -39,11 +41,14 @@ _GOLDEN_SEED = 77  # of no picture that calibrates, selects or reports
 # outputs by 1.2 % where it was tried; what differs by more than this is wrong.
 _TOLERANCES = {FLOAT: 1e-4}
 _QUANTIZED_TOLERANCE = 0.03
+# A processor without bfloat16 computes in float32 instead: MobileNetV2's outputs then move by up to 6 %.
+_BF16_TOLERANCE = 0.1
 
 # The first ONNX Runtime that reads an ONNX IR version. Source: its docs/Versioning.md.
 _RUNTIME_OF_IR = {8: "1.10", 9: "1.15", 10: "1.18", 11: "1.21", 12: "1.23", 13: "1.24"}
 
 RUNTIME_PACKAGES = ("edgevlm", "onnxruntime", "numpy", "pillow", "tokenizers", "msgspec")
+"""What every device has; it also needs the backends that the bundle's graphs are for."""
 TOOLS = ("edgevlm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "tokenizers")
 
 
@@ -65,7 +70,7 @@ def run(work: Work) -> None:
             pipeline,
             _golden_pictures(work),
             components=components,
-            tolerance=max(_TOLERANCES.get(variant.precision, _QUANTIZED_TOLERANCE) for variant in variants),
+            tolerance=max(_tolerance(variant.precision) for variant in variants),
             labels=() if pipeline.labels else _golden_labels(work),
         )
     for path, data in files.items():
@@ -93,15 +98,20 @@ def run(work: Work) -> None:
             revision=model.source.revision,
             weights_sha256=model.source.weights_sha256,
             licence=work.step.params["licence"],
-            tools=tool_versions(*TOOLS),
+            tools=tool_versions(*TOOLS, *_tools_of(variants)),
             recipe=_recipe(variants),
         ),
         golden=golden,
         files=(),
     )
-    materials = bill_of_materials(manifest, runtime_packages=tool_versions(*RUNTIME_PACKAGES))
+    used = dict.fromkeys(variant.backend for variant in variants)
+    materials = bill_of_materials(manifest, runtime_packages=tool_versions(*RUNTIME_PACKAGES, *used))
     (work.out / "files" / "sbom.cdx.json").write_bytes(materials)
     write_spec(work.out / "manifest.json", manifest)
+
+
+def _tolerance(precision: str) -> float:
+    return _BF16_TOLERANCE if "bf16" in precision else _TOLERANCES.get(precision, _QUANTIZED_TOLERANCE)
 
 
 def latency(found: SearchResult, winner: str) -> Latency:
@@ -126,15 +136,13 @@ def latency(found: SearchResult, winner: str) -> Latency:
 
 def _component(work: Work, variant: Variant) -> Component:
     exported = read_spec(work.inputs[f"export:{variant.graph}"] / "exported.json", Exported)
-    names = [Path(file).name for file in variant.files]
-    first = f"components/{variant.graph}.onnx"
-    # External data is named inside the graph, so it keeps its name.
-    others = tuple(f"components/{name}" for name in names[1:])
+    # Graphs are called so from their export on; weights beside them are found by their name, so they keep it.
+    files = tuple(f"components/{Path(file).name}" for file in variant.files)
     return Component(
         name=variant.graph,
         backend=variant.backend,
-        file=first,
-        files=(first, *others),
+        file=files[0],
+        files=files,
         inputs=exported.inputs,
         outputs=exported.outputs,
         precision=variant.precision,
@@ -177,21 +185,36 @@ def _processing(processing: Processing, *, has_text: bool) -> Processing:
 
 
 def _requires(work: Work, variants: tuple[Variant, ...]) -> Requires:
+    graphs = {name: [work.inputs["search"] / v.file for v in variants if v.backend == name] for name in BACKENDS}
+    requires = _requires_of_onnx(graphs["onnxruntime"]) if graphs["onnxruntime"] else Requires()
+    others = {name: _release(name) for name, files in graphs.items() if files and name != "onnxruntime"}
+    return msgspec.structs.replace(requires, backends={**requires.backends, **others})
+
+
+def _requires_of_onnx(files: list[Path]) -> Requires:
     import onnx
 
-    headers = [
-        onnx.load(work.inputs["search"] / variant.file, load_external_data=False)
-        for variant in variants
-        if variant.backend == "onnxruntime"
-    ]
-    if not headers:
-        return Requires()
+    headers = [onnx.load(file, load_external_data=False) for file in files]
     ir = max(header.ir_version for header in headers)
     opset = max(each.version for header in headers for each in header.opset_import if each.domain in ("", "ai.onnx"))
     known = _RUNTIME_OF_IR.get(ir)
     return Requires(
         backends={"onnxruntime": known or tool_versions("onnxruntime")["onnxruntime"]}, onnx_ir=ir, opset=opset
     )
+
+
+def _tools_of(variants: tuple[Variant, ...]) -> tuple[str, ...]:
+    """Distributions that made the graphs, beside those that every compile has."""
+    used = dict.fromkeys(tool for variant in variants for tool in load_lowering(variant.backend).tools)
+    return tuple(tool for tool in used if tool not in TOOLS)
+
+
+def _release(backend: str) -> str:
+    """The year and number of the release that made a graph: what an older one reads of it nobody says.
+
+    Source: OpenVINO's releases are 2026.4, 2026.4.1, ...; a third number only mends.
+    """
+    return ".".join((load_backend(backend).version() or "").split(".")[:2])
 
 
 def _recipe(variants: tuple[Variant, ...]) -> dict[str, Any]:

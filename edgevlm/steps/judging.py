@@ -15,7 +15,7 @@ from edgevlm.extras import tool_versions
 from edgevlm.job import Work
 from edgevlm.lowering.onnxruntime import NO_SPINNING
 from edgevlm.progress import StepProgress
-from edgevlm.runtime.backends import load_backend
+from edgevlm.runtime.backends import BACKENDS, load_backend
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Scoring, SessionOptions
@@ -76,7 +76,7 @@ class Judge:
             "batch": self._batch,
             # int8 kernels without VNNI saturate, so the same graph can answer differently on another processor.
             "isa": list(describe_machine().isa),
-            "tools": tool_versions("onnxruntime", "numpy", "pillow", "tokenizers"),
+            "tools": tool_versions(*BACKENDS, "numpy", "pillow", "tokenizers"),
             "code": code_digest(),
         }
 
