@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from edgevlm.runtime.image import ImageSource, decode_image
+from edgevlm.runtime.image import ImageSource, decode_image, size_of
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Array, Component, Golden, GoldenCase, to_json
 from edgevlm.runtime.verify import golden_conditions
@@ -43,7 +43,7 @@ def _make_case(
 ) -> tuple[GoldenCase, dict[str, bytes]]:
     image = decode_image(source)
     outputs = pipeline.outputs(pipeline.preprocess(image)[None])
-    answer = pipeline.results(outputs, labels=labels or None)[0]
+    answer = pipeline.results(outputs, labels=labels or None, sizes=[size_of(image)])[0]
     paths = {name: f"{stem}.{name}.npy" for name in sorted(outputs)}
     png = io.BytesIO()
     image.save(png, "PNG")
