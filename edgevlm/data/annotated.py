@@ -30,6 +30,8 @@ ANNOTATED_TASKS = (DETECTION, SEGMENTATION)
 BACKGROUND = "background"
 
 _KINDS = {DETECTION: ("boxes", "boxes and masks"), SEGMENTATION: ("masks", "boxes and masks")}
+_LIBRARIES = {DETECTION: ("pycocotools",), SEGMENTATION: ("pycocotools", "sklearn")}
+_TRIED = 20  # names that tell a JSON's folder of pictures, of which some may be missing
 _PICTURE_FOLDERS = ("images", "jpegimages", "leftimg8bit", "imgs")
 _MASK_FOLDERS = ("masks", "mask", "segmentationclass", "annotations", "labels")
 
@@ -99,7 +101,8 @@ class _Coco(msgspec.Struct):
 
 
 def _coco(file: Path, labels: Sequence[str], task: str, cache: Path | None, count: Count | None) -> DataSet:
-    require_library("pycocotools", f"Judging {task} by '{file.name}'")
+    for library in _LIBRARIES[task]:
+        require_library(library, f"Judging {task} by '{file.name}'")
     found = _read_coco(file)
     name_of = {category.id: category.name for category in found.categories}
     things: dict[int | str, list[_Thing]] = defaultdict(list)
@@ -167,7 +170,7 @@ def _coco_pictures(file: Path, names: Sequence[str]) -> tuple[Path, ...]:
     parts = file.stem.split("_")
     folders = [root / sub for root in roots for sub in ("", *_PICTURE_FOLDERS, *parts)]
     folders += [root / home / part for root in roots for home in _PICTURE_FOLDERS for part in parts]
-    folder = next((folder for folder in folders if (folder / names[0]).is_file()), roots[-1])
+    folder = max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:_TRIED]))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise DataError(

@@ -136,7 +136,8 @@ def _matches(evaluation: Any, k: int, n: int) -> ClassMatches:
 def _average_precision(matches: ClassMatches, weights: Array) -> Array:
     """Of one class, for each row of ``weights``: the mean of the best precision at or beyond each of 101 recalls.
 
-    Counting a box twice is the same as two boxes of one score: precision only matters where recall has just risen.
+    A box that counts twice is as good as two of one score: precision only matters where recall has just risen. (Boxes
+    of one score in one picture would be ordered otherwise; scores of a graph are hardly ever equal.)
     """
     step = max(1, _AT_ONCE // max(1, len(matches.picture)))
     parts = [_at_once(matches, weights[start : start + step]) for start in range(0, len(weights), step)]

@@ -300,12 +300,15 @@ class GoldenCase(Spec, frozen=True, kw_only=True):
         outputs: an output's name to its ``.npy``.
         answer: JSON as the task writes it.
         labels: what the picture was asked about, where the bundle takes labels and has none of its own.
+        every: of an output named here only every so many-th number is kept, from the first, as a flat array: whole, the
+            scores of every pixel would outweigh the model.
     """
 
     picture: str
     outputs: dict[str, str]
     answer: str
     labels: tuple[str, ...] = ()
+    every: dict[str, int] = {}
 
 
 class Golden(Spec, frozen=True, kw_only=True):

@@ -81,8 +81,7 @@ class Detections(Spec, frozen=True, kw_only=True):
     def is_same_answer(self, other: Any, *, tolerance: float) -> bool:
         """The same things at the same places: every box has one of its class in ``other`` that it overlaps by 0.9.
 
-        A box without one counts as a tie where its score is within ``tolerance`` of the threshold, or of the last box
-        that the other answer names, beyond which it may have been cut.
+        A box without one counts as a tie where its score is within ``tolerance`` of the threshold.
         """
         return not (_unmatched(self, other, tolerance) or _unmatched(other, self, tolerance))
 
@@ -109,11 +108,9 @@ def match_boxes(mine: Detections, theirs: Detections) -> Array:
 
 
 def _unmatched(mine: Detections, theirs: Detections, tolerance: float) -> bool:
-    floors = [theirs.score_threshold]
-    if len(theirs.objects) <= len(mine.objects) and theirs.objects:
-        floors.append(theirs.objects[-1].score)
-    alone = [each for each, match in zip(mine.objects, match_boxes(mine, theirs), strict=True) if match < 0]
-    return any(all(each.score > floor + tolerance for floor in floors) for each in alone)
+    matches = match_boxes(mine, theirs)
+    alone = [each for each, match in zip(mine.objects, matches, strict=True) if match < 0]
+    return any(each.score > theirs.score_threshold + tolerance for each in alone)
 
 
 class ObjectDetection:

@@ -129,7 +129,8 @@ def led_back(places: Array, size: Size, image: ImageProcessing) -> Array:
 def _nearest(n: int, scale: float, offset: float, share: float, n_places: int) -> Array:
     """Which place holds the middle of each of ``n`` pixels."""
     middles = ((np.arange(n) + 0.5) * scale + offset) * share
-    places: Array = np.clip(np.floor(middles).astype(np.int64), 0, n_places - 1)
+    # A middle on the line between two places belongs to the second, whichever way its last bit was rounded.
+    places: Array = np.clip(np.floor(middles + 1e-9).astype(np.int64), 0, n_places - 1)
     return places
 
 
