@@ -36,16 +36,17 @@ labels = ["background", "cat", "dog"]
 
 
 def write_detector(path: Path, *, opset: int = 11, ir_version: int = 6) -> Path:
-    """Boxes from the mean colour of each 8 × 8 cell of a picture of 32 × 32: [1, 16, 5 + 2]."""
+    """A cat in each 8 × 8 cell of a picture of 32 × 32 (BGR) that is green: [1, 16, 5 + 2]."""
     weight = np.zeros((7, 3, 1, 1), np.float32)
-    weight[4:, 0], weight[5:, 1] = 1 / 255, 0.5 / 255
+    weight[4:6, :, 0, 0] = np.array([-0.5, 1, -0.5]) / 255
+    bias = np.array([0.5, 0.5, 0, 0, 0, 0, 0], np.float32)  # in the middle of its cell, and as large
     nodes = [
         helper.make_node("AveragePool", ["images"], ["cells"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Conv", ["cells", "weight"], ["scores"]),
+        helper.make_node("Conv", ["cells", "weight", "bias"], ["scores"]),
         helper.make_node("Reshape", ["scores", "shape"], ["rows"]),
         helper.make_node("Transpose", ["rows"], ["output"], perm=[0, 2, 1]),
     ]
-    constants = {"weight": weight, "shape": np.array([1, 7, 16])}
+    constants = {"weight": weight, "bias": bias, "shape": np.array([1, 7, 16])}
     return _write(path, nodes, "images", {"output": [1, 16, 7]}, constants, batch=1, opset=opset, ir_version=ir_version)
 
 

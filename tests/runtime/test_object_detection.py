@@ -144,6 +144,12 @@ def test_queries_by_sigmoid_have_no_class_for_nothing():
     assert [(each.label, round(each.score, 3)) for each in found.objects] == [("cat", 0.953), ("dog", 0.731)]
 
 
+def test_nothing_is_found_in_the_filling_of_a_letterbox():
+    below = (2, [0.5, 0.5, 0.0, 0.0, 1, 1, 0])
+    assert detector(GRID, detections=grid(below))(Image.new("RGB", (16, 16))).objects
+    assert not detector(GRID, detections=grid(below))(Image.new("RGB", (32, 16))).objects
+
+
 def test_nothing_found_is_an_answer():
     answer = detector(GRID, detections=grid())(Image.new("RGB", (16, 16)))
     assert answer.objects == ()

@@ -247,12 +247,14 @@ def _answer(
 ) -> Detections:
     rows, classes = np.nonzero(scores > decoding.score_threshold)
     order = np.argsort(-scores[rows, classes], kind="stable")
+    inside = _led_back(boxes, size, image)
+    order = order[_area(inside[rows[order]]) > 0]  # what was found in the filling of a letterbox is not in the picture
     rows, classes = rows[order], classes[order]
     if isinstance(decoding, GridDecoding):
         kept = suppress(boxes[rows], classes, iou=decoding.nms_iou, most=most)
         rows, classes = rows[kept], classes[kept]
     rows, classes = rows[:most], classes[:most]
-    found = zip(classes.tolist(), scores[rows, classes].tolist(), _led_back(boxes[rows], size, image), strict=True)
+    found = zip(classes.tolist(), scores[rows, classes].tolist(), inside[rows].tolist(), strict=True)
     return Detections(
         objects=tuple(Detection(label=names[k], index=k, score=score, box=tuple(box)) for k, score, box in found),
         score_threshold=decoding.score_threshold,
@@ -261,14 +263,14 @@ def _answer(
     )
 
 
-def _led_back(boxes: Array, size: Size, image: ImageProcessing) -> list[Any]:
+def _led_back(boxes: Array, size: Size, image: ImageProcessing) -> Array:
     """From the graph's input to the picture, and no further than its edges."""
     placed = place_picture(size, image)
     offset = np.array([placed.offset_x, placed.offset_y] * 2)
     scale = np.array([placed.scale_x, placed.scale_y] * 2)
     ends = np.array([size[1], size[0]] * 2)
-    found: list[Any] = np.clip((boxes - offset) / scale, 0, ends).tolist()
-    return found
+    inside: Array = np.clip((boxes - offset) / scale, 0, ends)
+    return inside
 
 
 def _cells(strides: tuple[int, ...], image: ImageProcessing) -> tuple[Array, Array]:
