@@ -11,6 +11,7 @@ from edgevlm.errors import MissingToolError
 # The libraries behind the extra `compile` that its verbs cannot do without.
 COMPILE_MODULES = ("torch", "transformers", "onnx", "onnxscript", "jinja2", "matplotlib", "safetensors")
 INSTALL_COMPILE = "pip install 'edgevlm[compile]'"
+INSTALL_EVALUATE = "pip install 'edgevlm[evaluate]'"
 
 
 def missing_compile_modules() -> tuple[str, ...]:
@@ -27,6 +28,12 @@ def require_compile(verb: str) -> None:
             f"{'is' if len(missing) == 1 else 'are'} not installed here.",
             hint=f"Run: {INSTALL_COMPILE}",
         )
+
+
+def require_library(name: str, what: str) -> None:
+    """Raises: MissingToolError: the library that judges detection or segmentation is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise MissingToolError(f"{what} needs {name}, which is not installed here.", hint=f"Run: {INSTALL_EVALUATE}")
 
 
 def silence_telemetry() -> None:

@@ -17,7 +17,7 @@ def run(
     image: ImageSource,
     *,
     labels: Sequence[str] | None = None,
-    top_k: int = 5,
+    top_k: int | None = None,
     n_threads: int | None = None,
 ) -> Result:
     """The answer of a bundle for one picture. For many pictures keep a ``Pipeline``, which loads the bundle once."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="Pictures: folders by class, a CSV, a datasets folder, or 'shapes'.")
+@click.option("--data", required=True, help="Folders by class, a CSV, COCO JSON, masks, a datasets folder, 'shapes'.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Another bundle to state the difference from.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; as compiled where left out.")
 @output_options

@@ -13,11 +13,16 @@ from edgevlm.cli.common import Output, labels_option, short_output_options
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
 @click.option("--labels", callback=labels_option, help="Labels to choose from: a file with one a line, or a,b,c.")
-@click.option("--top", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Answers to show.")
+@click.option("--top", "top_k", type=click.IntRange(min=1), help="Answers to show: 5 classes or every box if left out.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; as compiled where left out.")
 @short_output_options
 def run_command(
-    bundle: Path, pictures: tuple[str, ...], labels: tuple[str, ...], top_k: int, threads: int | None, output: Output
+    bundle: Path,
+    pictures: tuple[str, ...],
+    labels: tuple[str, ...],
+    top_k: int | None,
+    threads: int | None,
+    output: Output,
 ) -> None:
     """Answer for pictures with a bundle. Needs no PyTorch.
 

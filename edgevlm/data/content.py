@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 from PIL import Image, UnidentifiedImageError
 
 from edgevlm.data.data_set import Count
 from edgevlm.errors import DataError
+from edgevlm.runtime.image import Size
 
 PICTURE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".avif"}
@@ -29,6 +30,10 @@ PICTURE_SUFFIXES = frozenset(
 
 # A file written this shortly before it was hashed may be written again within the clock's tick ("racy git").
 _SETTLED_NS = 2_000_000_000
+
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""EXIF's orientations that swap height and width."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,6 +83,14 @@ def digest_of(picture: bytes) -> tuple[str, str | None]:
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
         return sha256, str(error) or type(error).__name__
     return sha256, None
+
+
+def header_size(picture: Path | IO[bytes]) -> Size:
+    """(height, width) of the upright picture, from its header."""
+    with Image.open(picture) as image:
+        width, height = image.size
+        is_turned = image.getexif().get(_ORIENTATION) in _TURNED
+    return (width, height) if is_turned else (height, width)
 
 
 def file_digests(files: Sequence[Path], *, cache: Path | None, count: Count | None = None) -> tuple[str, ...]:

@@ -5,11 +5,43 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from edgevlm.runtime.spec import Array
 
 Count = Callable[[int, int], None]
 """Hears how far work is: (pictures done, pictures in all)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Objects:
+    """The things in a picture.
+
+    Shapes: boxes float64 [n, 4], classes int64 [n], is_crowd bool [n].
+    Units:  a box is (left, top, right, bottom) in pixels of the upright picture; a crowd is many things in one box,
+            which a detector need not find.
+    """
+
+    boxes: Array
+    classes: Array
+    is_crowd: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """What is true of a picture beyond one class.
+
+    Args:
+        digest: sha256 of what ``read`` gives.
+        read: gives ``Objects``, or the class of every pixel: uint8 [height, width], where ``UNKNOWN`` is left out.
+    """
+
+    digest: str
+    read: Callable[[], Any] = field(compare=False, repr=False)
+
+
+UNKNOWN = 255
+"""The value of a pixel that no class is claimed of, as in Pascal VOC's masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +53,20 @@ class Sample:
         label: index into the data set's ``class_names``; None where the data set has no labels.
         digest: sha256 of the picture's contents, never of its name.
         read: gives the encoded picture, or RGB pixels, uint8 ``[height, width, 3]``.
+        annotation: boxes or a mask; None where the data set has none.
     """
 
     name: str
     label: int | None
     digest: str
     read: Callable[[], bytes | Array] = field(compare=False, repr=False)
+    annotation: Annotation | None = None
+
+    @property
+    def truth(self) -> str:
+        """What is known of the picture, as a text that differs where it does."""
+        label = "" if self.label is None else str(self.label)
+        return f"{label} {self.annotation.digest}" if self.annotation else label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +91,12 @@ class DataSet:
 
     @property
     def has_labels(self) -> bool:
-        return bool(self.samples) and all(sample.label is not None for sample in self.samples)
+        return bool(self.samples) and all(sample.truth for sample in self.samples)
 
     @property
     def digest(self) -> str:
-        """sha256 over the pictures' contents and labels, whatever their names and order."""
-        rows = sorted(f"{sample.digest} {'' if sample.label is None else sample.label}\n" for sample in self.samples)
+        """sha256 over the pictures' contents, labels and annotations, whatever their names and order."""
+        rows = sorted(f"{sample.digest} {sample.truth}\n" for sample in self.samples)
         return hashlib.sha256("".join(rows).encode()).hexdigest()
 
     def only(self, samples: Sequence[Sample]) -> DataSet:

@@ -18,6 +18,8 @@ from importlib import resources
 from edgevlm.errors import DataError
 
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
+_SAME_THING = 0.75
+"""Spellings this near (difflib's ratio) name one thing: airplane and aeroplane have 0.82, carrot and cat 0.67."""
 _WNID = re.compile(r"(n\d{8})(?![0-9])")
 
 
@@ -79,6 +81,41 @@ def match_labels(found: Sequence[FoundLabel], labels: Sequence[str], *, source: 
     return tuple(index_of[label] for label in found)
 
 
+def match_categories(
+    names: Sequence[str], labels: Sequence[str], *, source: str
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The model's class for each category of an annotated data set, and the categories that it has no class for.
+
+    Those are nothing that the model could find, so they are left out; but not where the spelling is near that of a
+    class without a category, which is then the same thing under another name.
+
+    Raises: DataError: a name means several classes, or is near one; no category matches; the classes have no names.
+    """
+    if not are_named(labels):
+        raise DataError(
+            f"The model's classes have no names, so the categories of {source} cannot be matched with them.",
+            hint="Give the class names in the model's order with --labels FILE, or in the card.",
+        )
+    classes = _Classes(labels)
+    found = {name: classes.called(name) for name in names}
+    strangers = tuple(name for name, candidates in found.items() if not candidates)
+    matched = {
+        name: _one(FoundLabel(name=name), candidates, classes, source=source)
+        for name, candidates in found.items()
+        if candidates
+    }
+    free = _Classes([label for i, label in enumerate(labels) if i not in matched.values()])
+    near = {name: label for name in strangers if (label := free.near(name, cutoff=_SAME_THING))}
+    if near or not matched:
+        examples = [f"'{name}' is nearest to '{label}'" for name, label in near.items()]
+        raise DataError(
+            f"{len(near) or len(strangers)} of {len(found)} categories of {source} match no class of the model: "
+            + (", ".join(examples[:3]) + "." if near else f"{_few(strangers)}; the model has {_few(classes.labels)}."),
+            hint="Rename them, or give the class in the card the other name too: labels = ['motorbike, motorcycle'].",
+        )
+    return matched, strangers
+
+
 class _Classes:
     """The model's classes, looked up from the most to the least literal spelling."""
 
@@ -109,12 +146,12 @@ class _Classes:
             synonyms |= self._synonym.get(_plain(synonym), set())
         return self.exactly(name) or self._plain.get(_plain(name)) or synonyms
 
-    def near(self, name: str) -> str | None:
+    def near(self, name: str, *, cutoff: float = 0.6) -> str | None:
         """The label whose spelling is closest."""
         wnid = _WNID.match(name)
         name = _imagenet().get(wnid[1], name) if wnid else name
         spellings = [*self._synonym, *self._plain]
-        close = difflib.get_close_matches(_plain(name.partition(",")[0]), spellings, n=1, cutoff=0.6)
+        close = difflib.get_close_matches(_plain(name.partition(",")[0]), spellings, n=1, cutoff=cutoff)
         if not close:
             return None
         return self.labels[min(self._plain.get(close[0]) or self._synonym[close[0]])]

@@ -24,6 +24,14 @@ _MASK_FOLDERS = frozenset(
     {"masks", "mask", "segmentationclass", "segmentationobject", "annotations", "gtfine", "labels"}
 )
 _PICTURE_FOLDERS = frozenset({"images", "jpegimages", "leftimg8bit", "imgs"})
+_ONE_CLASS = (
+    "pictures with one class each: folders by class, a CSV with columns file and label, or a Hugging Face data set "
+    "with an Image and a ClassLabel column"
+)
+_NEEDED = {
+    "object-detection": "boxes in a COCO JSON beside the pictures",
+    "semantic-segmentation": "masks as PNG files in a folder beside that of the pictures, or polygons in a COCO JSON",
+}
 
 
 def refuse(what: str, kind: str, *, task: str, pictures: Path | None) -> DataError:
@@ -33,8 +41,7 @@ def refuse(what: str, kind: str, *, task: str, pictures: Path | None) -> DataErr
         pictures: the folder to use without labels, where there is one.
     """
     return DataError(
-        f"{what} holds {kind}, but {task} needs pictures with one class each: folders by class, a CSV with columns "
-        "file and label, or a Hugging Face data set with an Image and a ClassLabel column.",
+        f"{what} holds {kind}, but {task} needs {_NEEDED.get(task, _ONE_CLASS)}.",
         hint=f"Pass '{pictures}' to judge by agreement with the float model, without labels."
         if pictures
         else "Pass a data set of one of these layouts, or a folder of pictures without labels.",

@@ -9,8 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from edgevlm.data.annotated import (
+    ANNOTATED_TASKS,
+    DETECTION,
+    background_of,
+    objects_annotation,
+    read_annotated,
+)
 from edgevlm.data.content import is_picture
-from edgevlm.data.data_set import Count, DataSet, Sample
+from edgevlm.data.data_set import Annotation, Count, DataSet, Objects, Sample
 from edgevlm.data.labels import FoundLabel, match_labels, own_classes
 from edgevlm.data.listing import SPLITS, Files, Listing, note_of_split, pick_split
 from edgevlm.data.other_tasks import ANNOTATION_SUFFIXES, kind_of_annotations, kind_of_folder, refuse
@@ -19,12 +28,13 @@ from edgevlm.errors import DataError, UsageError, did_you_mean
 from edgevlm.runtime.spec import Array
 
 SHAPES = "shapes"
-TASKS = ("image-classification", "zero-shot-image-classification", "image-feature-extraction")
 
 _PICTURE_FOLDERS = frozenset({"images", "imgs", "img", "pictures", "photos", "jpegimages"})
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".rar", ".7z"})
 _SHAPES_SEED = 20_000
 """Of no training or test picture of the built-in model."""
+_SHAPES_OBJECTS = (1, 4)
+"""Where boxes or masks are asked for."""
 
 
 def read_data_set(
@@ -50,7 +60,12 @@ def read_data_set(
     """
     if os.fspath(source) == SHAPES:
         return _shapes(labels, task=task, n=n_shapes, size=shapes_size)
-    listing = _list(Path(source).expanduser(), task=task)
+    path = Path(source).expanduser()
+    if task in ANNOTATED_TASKS:
+        annotated = read_annotated(path, labels=labels, task=task, cache=cache, count=count)
+        if annotated is not None:
+            return annotated
+    listing = _list(path, task=task)
     class_names, indices = _classes_of(listing, labels, task=task)
     digests = listing.pictures.digests(cache=cache, count=count)
     return DataSet(
@@ -68,7 +83,7 @@ def _classes_of(
     listing: Listing, labels: Sequence[str], *, task: str
 ) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
     found = [label for label in listing.labels if label is not None]
-    if not found:
+    if not found or task in ANNOTATED_TASKS:  # a picture's one class says nothing of where things are
         return tuple(labels), (None,) * len(listing.names)
     if not labels and task != "image-classification":
         return own_classes(found)
@@ -248,16 +263,24 @@ def _shapes(labels: Sequence[str], *, task: str, n: int, size: int) -> DataSet:
     own = shapes.class_names()
     is_known = set(own) <= set(labels)
     class_names = tuple(labels) if labels else own
+    is_annotated = task in ANNOTATED_TASKS
+    n_objects = _SHAPES_OBJECTS if is_annotated else 1
     # The pixels follow from the generator and these numbers, so there is no need to draw them to tell them apart.
     generator = hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()
+    drawn = f"{generator} {_SHAPES_SEED}" + (f" {n_objects}" if is_annotated else "")
+
+    def label(i: int) -> int | None:
+        if is_annotated or not (is_known or (not labels and task != "image-classification")):
+            return None
+        return class_names.index(shapes.picture(i, seed=_SHAPES_SEED, size=shapes.MIN_SIZE).label)
+
     samples = tuple(
         Sample(
             name=f"{SHAPES}/{i}",
-            label=class_names.index(shapes.picture(i, seed=_SHAPES_SEED, size=shapes.MIN_SIZE).label)
-            if is_known or (not labels and task != "image-classification")
-            else None,
-            digest=hashlib.sha256(f"{generator} {_SHAPES_SEED} {i} {size}".encode()).hexdigest(),
-            read=functools.partial(_draw, i, size),
+            label=label(i),
+            digest=hashlib.sha256(f"{drawn} {i} {size}".encode()).hexdigest(),
+            read=functools.partial(_draw, i, size, n_objects),
+            annotation=_annotation(i, size, class_names, task) if is_annotated and is_known else None,
         )
         for i in range(n)
     )
@@ -270,7 +293,28 @@ def _shapes(labels: Sequence[str], *, task: str, n: int, size: int) -> DataSet:
     )
 
 
-def _draw(i: int, size: int) -> Array:
+def _draw(i: int, size: int, n_objects: int | tuple[int, int]) -> Array:
     from edgevlm.data import shapes
 
-    return shapes.picture(i, seed=_SHAPES_SEED, size=size).image
+    return shapes.picture(i, seed=_SHAPES_SEED, size=size, n_objects=n_objects).image
+
+
+def _annotation(i: int, size: int, class_names: tuple[str, ...], task: str) -> Annotation:
+    """Read when it is asked for: it takes as long as drawing the picture."""
+    digest = hashlib.sha256(f"{task} {i} {size} {class_names}".encode()).hexdigest()
+    return Annotation(digest=digest, read=functools.partial(_annotate, i, size, class_names, task))
+
+
+def _annotate(i: int, size: int, class_names: tuple[str, ...], task: str) -> Objects | Array:
+    from edgevlm.data import shapes
+
+    things = shapes.picture(i, seed=_SHAPES_SEED, size=size, n_objects=_SHAPES_OBJECTS).objects
+    if task == DETECTION:
+        objects: Objects = objects_annotation(
+            [(*thing.box, class_names.index(thing.label), False) for thing in things]
+        ).read()
+        return objects
+    mask: Array = np.full((size, size), background_of(class_names), dtype=np.uint8)
+    for thing in things:
+        mask[thing.mask] = class_names.index(thing.label)
+    return mask

@@ -136,10 +136,10 @@ def _need_enough(n: int, name: str, *, n_shared: int = 0) -> None:
 
 def _contradictions(data_set: DataSet) -> tuple[str, ...]:
     """The warning that equal pictures have different labels."""
-    labels: Mapping[str, set[int | None]] = defaultdict(set)
+    labels: Mapping[str, set[str]] = defaultdict(set)
     first: dict[str, str] = {}
     for sample in data_set.samples:
-        labels[sample.digest].add(sample.label)
+        labels[sample.digest].add(sample.truth)
         first.setdefault(sample.digest, sample.name)
     found = [first[digest] for digest, several in labels.items() if len(several) > 1]
     if not found:

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from edgevlm.data.annotated import ANNOTATED_TASKS
 from edgevlm.data.data_set import Count, DataSet
 from edgevlm.data.readers import read_data_set
 from edgevlm.errors import DataError, UsageError
-from edgevlm.evaluation.intervals import bootstrap_mean, paired_proportions, wilson
-from edgevlm.evaluation.metrics import METRICS, TOP_K, Embeddings, Metric
-from edgevlm.evaluation.pixels import pixel_slices
+from edgevlm.evaluation.intervals import bootstrap_mean, bootstrap_pooled, paired_proportions, wilson
+from edgevlm.evaluation.metrics import METRICS, TOP_K, Boxes, Embeddings, Metric, Pooled
+from edgevlm.evaluation.pixels import picture_sizes, pixel_slices
 from edgevlm.runtime.classes import need_finite
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.session import output_of
@@ -23,18 +25,24 @@ from edgevlm.runtime.spec import Accuracy, Array, Spec
 
 ZERO_SHOT = "zero-shot-image-classification"
 
+# What YOLOX and the COCO tools evaluate with: boxes below hardly change the precision, and cost time.
+_EVERY_BOX = 0.001
+_MOST_BOXES = 100
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """One pipeline's answers on one data set.
 
     Args:
-        value: the mean of ``scores``.
+        value: the mean of ``scores``, or the metric of all pictures together where ``pooled`` says so.
         n: pictures that were judged.
         others: further metrics, by name.
         is_relative: the scores compare with a reference pipeline, whose own are 1 by definition.
         pictures: digest of the pictures in their order: two evaluations are paired where it is the same.
-    Shapes: ``scores`` [n]; ``predictions`` [len(data), k] class indices or [len(data), d] embeddings.
+        pooled: of a metric that is no mean over pictures.
+    Shapes: ``scores`` [n]; ``predictions`` [len(data), k] class indices, [len(data), d] embeddings, or [len(data)]
+        answers with boxes or masks.
     """
 
     metric: str
@@ -48,11 +56,14 @@ class Evaluation:
     data: str
     has_labels: bool
     pictures: str
+    pooled: Pooled | None = None
 
     def interval(self, *, confidence: float = 0.95) -> tuple[float, float]:
         """Of ``value``: Wilson's for what is right or wrong, else a bootstrap."""
         if self.is_binary:
             return wilson(round(float(self.scores.sum())), self.n, confidence=confidence)
+        if self.pooled is not None:
+            return bootstrap_pooled(self.pooled.values, self.n, confidence=confidence)
         return bootstrap_mean(self.scores, confidence=confidence)
 
 
@@ -128,8 +139,8 @@ def evaluate(
 ) -> Evaluation:
     """Judge a pipeline on a data set by its task's metric.
 
-    With labels that is top-1 (or, for embeddings, whether the nearest other picture is of the same class); without,
-    how far the answers agree with ``reference``'s.
+    With labels that is top-1 (or, for embeddings, whether the nearest other picture is of the same class; mAP50 of
+    boxes; mIoU of masks); without, how far the answers agree with ``reference``'s.
 
     Args:
         reference: the float model's evaluation on the same pictures; None where this *is* the float model.
@@ -141,11 +152,14 @@ def evaluate(
     pictures = _pictures(data)
     if reference is not None and reference.pictures != pictures:
         raise UsageError(f"The reference was evaluated on other pictures than those of '{data.name}'.")
-    labels = np.array([sample.label for sample in data.samples]) if data.has_labels else None
-    judgement = metric.judge(predictions, labels=labels, reference=None if reference is None else reference.predictions)
+    judgement = metric.judge(
+        predictions, labels=_truths(data), reference=None if reference is None else reference.predictions
+    )
+    pooled = judgement.pooled
     return Evaluation(
         metric=judgement.metric,
-        value=float(judgement.scores.mean()),
+        value=float(judgement.scores.mean()) if pooled is None else pooled.value,
+        pooled=pooled,
         n=len(judgement.scores),
         scores=judgement.scores,
         predictions=predictions,
@@ -163,7 +177,7 @@ def compare_evaluations(candidate: Evaluation, reference: Evaluation, *, seed: i
 
     The interval is Bonett and Price's where each picture is right or wrong; Wilson's of the share that differs where
     the score *is* agreement with the reference, which cannot be better than the reference itself; else a bootstrap of
-    the paired differences.
+    the paired differences, or for a metric of all pictures together of the difference over the same drawn pictures.
 
     Raises: UsageError: they are not evaluations of the same pictures by the same metric.
     """
@@ -180,11 +194,15 @@ def compare_evaluations(candidate: Evaluation, reference: Evaluation, *, seed: i
         interval, (low, high) = "Wilson", wilson(n_worse, n)
     elif candidate.is_binary:
         interval, (low, high) = "Bonett-Price", paired_proportions(n_worse, n_better, n)
+    elif candidate.pooled is not None and reference.pooled is not None:
+        mine, theirs = candidate.pooled, reference.pooled
+        interval = "paired bootstrap"
+        low, high = bootstrap_pooled(lambda weights: theirs.values(weights) - mine.values(weights), n, seed=seed)
     else:
         interval, (low, high) = "paired bootstrap", bootstrap_mean(drops, seed=seed)
     return Drop(
         metric=candidate.metric,
-        value=float(drops.mean()),
+        value=reference.value - candidate.value if candidate.pooled else float(drops.mean()),
         low=low,
         high=high,
         n=n,
@@ -264,18 +282,53 @@ def _predict(
     # Two towers without any labels to tell apart: what is left to judge is the image tower's vector.
     is_vector = pipeline.task == ZERO_SHOT and not (pipeline.labels or data.has_labels)
     metric = Embeddings() if is_vector else METRICS[pipeline.task]()
+    if pipeline.processing.detection is not None:
+        metric = Boxes(score_threshold=pipeline.processing.detection.score_threshold)
+        pipeline = _with_every_box(pipeline)
+    sizes = picture_sizes(data, folder=folder) if pipeline.task in ANNOTATED_TASKS else None
     # A folded model knows its own labels; one with both towers chooses among the data set's.
     labels = data.class_names if pipeline.task == ZERO_SHOT and not pipeline.labels else None
-    rows = []
+    top_k = None if sizes else TOP_K
+    rows: list[Array] = []
+    n_done = 0
     for pixels in pixel_slices(pipeline, data, folder=folder, count=count):
         for start in range(0, len(pixels), batch):
             outputs = pipeline.outputs(pixels[start : start + batch])
             if is_vector:
                 rows.append(need_finite(output_of(outputs, "image_embeds"), "image_embeds"))
-            else:
-                rows.append(metric.collect(pipeline.results(outputs, labels=labels, top_k=TOP_K)))
+                continue
+            of_these = sizes[n_done : n_done + len(pixels[start : start + batch])] if sizes else None
+            rows.append(metric.collect(pipeline.results(outputs, labels=labels, top_k=top_k, sizes=of_these)))
+            n_done += len(rows[-1])
     return metric, np.concatenate(rows)
 
 
+def _truths(data: DataSet) -> Array | None:
+    """What each picture's answer is judged by."""
+    if not data.has_labels:
+        return None
+    annotations = [sample.annotation for sample in data.samples]
+    if any(annotations):
+        rows = np.empty(len(annotations), dtype=object)
+        rows[:] = annotations
+        return rows
+    return np.array([sample.label for sample in data.samples])
+
+
+def _with_every_box(pipeline: Pipeline) -> Pipeline:
+    """The same, naming also what users are not shown: average precision weighs boxes by rank, down to the last."""
+    assert pipeline.processing.detection is not None
+    detection = msgspec.structs.replace(
+        pipeline.processing.detection, score_threshold=_EVERY_BOX, max_detections=_MOST_BOXES
+    )
+    return Pipeline.from_parts(
+        task=pipeline.task,
+        processing=msgspec.structs.replace(pipeline.processing, detection=detection),
+        sessions=pipeline.sessions,
+        labels=pipeline.labels,
+        scoring=pipeline.scoring,
+    )
+
+
 def _pictures(data: DataSet) -> str:
-    return hashlib.sha256("".join(f"{sample.digest} {sample.label}\n" for sample in data.samples).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{sample.digest} {sample.truth}\n" for sample in data.samples).encode()).hexdigest()

@@ -6,15 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 
 from edgevlm.runtime.spec import Array
+from edgevlm.runtime.tasks.object_detection import Detections
 
 TOP_1: Final = "top-1"
 TOP_5: Final = "top-5"
 AGREEMENT: Final = "top-1 agreement"
 COSINE: Final = "centred cosine"
 NEAREST: Final = "nearest-neighbour top-1"
+
+MAP_50: Final = "mAP50"
+MAP: Final = "mAP50-95"
+BOX_AGREEMENT: Final = "box agreement"
+MIOU: Final = "mIoU"
+PIXEL_ACCURACY: Final = "pixel accuracy"
+PIXEL_AGREEMENT: Final = "pixel agreement"
 
 TOP_K: Final = 5
 
@@ -31,6 +40,7 @@ class Judgement:
     Args:
         is_binary: each score is 0 or 1.
         is_relative: the scores compare with the reference itself, which by definition has 1 everywhere.
+        pooled: of a metric that is no mean over pictures; the scores are then each picture's own, or NaN.
     Shapes: ``scores`` [number of pictures judged].
     """
 
@@ -39,6 +49,21 @@ class Judgement:
     others: Mapping[str, float]
     is_binary: bool
     is_relative: bool
+    pooled: Pooled | None = None
+
+
+class Pooled(Protocol):
+    """A metric of a whole data set, kept so that it can be computed anew for any choice of its pictures."""
+
+    @property
+    def value(self) -> float: ...
+
+    def values(self, weights: Array) -> Array:
+        """The metric where each picture counts as often as ``weights`` say; NaN where that leaves nothing to judge.
+
+        Shapes: [n choices, n pictures] -> [n choices].
+        """
+        ...
 
 
 class Metric(Protocol):
@@ -52,6 +77,7 @@ class Metric(Protocol):
         """Judge by the labels where there are any, else against the reference's predictions.
 
         Args:
+            labels: class indices; for boxes and masks each picture's ``Annotation``.
             reference: None where the predictions are the reference's own.
         """
         ...
@@ -75,6 +101,70 @@ class Classes:
         return Judgement(
             metric=TOP_1, scores=is_hit[:, 0].astype(np.float64), others=others, is_binary=True, is_relative=False
         )
+
+
+class Boxes:
+    """Predictions are ``Detections``, down to scores that no user is shown: the metric weighs them by their rank.
+
+    With labels: mAP50, the average precision at an overlap of 0.5, averaged over the classes that there are; beside it
+    the mean over overlaps of 0.50 to 0.95. Both are COCO's, over all sizes and at most 100 boxes a picture.
+
+    Without, and beside it: how far the boxes that a user is shown are the reference's, 2 · matched ÷ (both together),
+    where a match has the class and an overlap of 0.9; a picture where neither finds anything agrees.
+    """
+
+    def __init__(self, *, score_threshold: float = 0.0) -> None:
+        self._threshold = score_threshold
+
+    def collect(self, results: Sequence[Any]) -> Array:
+        return _objects(results)
+
+    def judge(self, predictions: Array, *, labels: Array | None, reference: Array | None) -> Judgement:
+        theirs = predictions if reference is None else reference
+        agreement = np.array([self._agreement(a, b) for a, b in zip(predictions, theirs, strict=True)])
+        if labels is None:
+            return Judgement(metric=BOX_AGREEMENT, scores=agreement, others={}, is_binary=False, is_relative=True)
+        from edgevlm.evaluation.average_precision import average_precision
+
+        pooled, over_overlaps = average_precision([each.read() for each in labels], list(predictions))
+        others = {MAP: over_overlaps} | ({} if reference is None else {BOX_AGREEMENT: float(agreement.mean())})
+        return _pooled(MAP_50, pooled, len(predictions), others)
+
+    def _agreement(self, mine: Detections, theirs: Detections) -> float:
+        shown = [self._shown(mine), self._shown(theirs)]
+        n = sum(len(each.objects) for each in shown)
+        return 2 * shown[0].n_matched(shown[1]) / n if n else 1.0
+
+    def _shown(self, found: Detections) -> Detections:
+        objects = tuple(each for each in found.objects if each.score > self._threshold)
+        return msgspec.structs.replace(found, objects=objects)
+
+
+class Masks:
+    """Predictions are ``Segmentation``s.
+
+    With labels: mIoU, intersection over union of each class over all pixels together, averaged over the classes that
+    the truth has, background included; beside it the share of pixels that are right.
+
+    Without, and beside it: the share of pixels that are as the reference's.
+    """
+
+    def collect(self, results: Sequence[Any]) -> Array:
+        return _objects(results)
+
+    def judge(self, predictions: Array, *, labels: Array | None, reference: Array | None) -> Judgement:
+        if labels is None or reference is not None:
+            theirs = predictions if reference is None else reference
+            agreement = np.array([a.agreement(b) for a, b in zip(predictions, theirs, strict=True)])
+            if labels is None:
+                return Judgement(metric=PIXEL_AGREEMENT, scores=agreement, others={}, is_binary=False, is_relative=True)
+        from edgevlm.evaluation.mean_iou import mean_iou
+
+        pooled, pixel_accuracy = mean_iou(list(labels), list(predictions))
+        others = {PIXEL_ACCURACY: pixel_accuracy}
+        if reference is not None:
+            others[PIXEL_AGREEMENT] = float(agreement.mean())
+        return _pooled(MIOU, pooled, len(predictions), others)
 
 
 class Embeddings:
@@ -108,8 +198,25 @@ class Embeddings:
 METRICS: dict[str, type[Metric]] = {
     "image-classification": Classes,
     "image-feature-extraction": Embeddings,
+    "object-detection": Boxes,
+    "semantic-segmentation": Masks,
     "zero-shot-image-classification": Classes,
 }
+
+
+def _objects(results: Sequence[Any]) -> Array:
+    """Answers as they are: ``np.array`` would look into them."""
+    rows = np.empty(len(results), dtype=object)
+    rows[:] = results
+    return rows
+
+
+def _pooled(metric: str, pooled: Pooled, n: int, others: Mapping[str, float]) -> Judgement:
+    # A picture's own value: the metric where it is the only one.
+    alone = [pooled.values(np.eye(min(_ROWS, n - start), n, k=start)) for start in range(0, n, _ROWS)]
+    return Judgement(
+        metric=metric, scores=np.concatenate(alone), others=others, is_binary=False, is_relative=False, pooled=pooled
+    )
 
 
 def centred_cosine(vectors: Array, reference: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import shutil
@@ -15,9 +16,10 @@ from typing import BinaryIO
 import numpy as np
 
 import edgevlm.runtime.image
-from edgevlm.data.content import map_in_threads
+from edgevlm.data.content import header_size, map_in_threads
 from edgevlm.data.data_set import Count, DataSet, Sample
 from edgevlm.errors import DataError
+from edgevlm.runtime.image import Size
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Array, to_json
 
@@ -47,6 +49,33 @@ def pixel_slices(
     made = _preprocess(pipeline, data, count=count)
     image = pipeline.processing.image
     yield from _keep(made, file, shape=(len(data), 3, image.height, image.width)) if file else made
+
+
+def picture_sizes(data: DataSet, *, folder: Path | None = None) -> list[Size]:
+    """(height, width) of each upright picture, in order.
+
+    Args: folder: keeps them for the next pipeline, since generated pictures are drawn for it.
+    """
+    parts = [Path(edgevlm.runtime.image.__file__).read_bytes(), *(each.digest.encode() for each in data.samples)]
+    file = folder / f"sizes-{_digest(parts)}.npy" if folder else None
+    if file and file.is_file():
+        kept = np.load(file, allow_pickle=False)
+    else:
+        kept = np.array(list(map_in_threads(_size, data.samples)), dtype=np.int64)
+        if file:
+            with contextlib.suppress(OSError):
+                unfinished = file.with_name(f".{file.name}.{os.getpid()}.npy")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.save(unfinished, kept, allow_pickle=False)
+                unfinished.replace(file)
+    return [(int(height), int(width)) for height, width in kept]
+
+
+def _size(sample: Sample) -> Size:
+    picture = sample.read()
+    if isinstance(picture, bytes):
+        return header_size(io.BytesIO(picture))
+    return picture.shape[0], picture.shape[1]
 
 
 def _preprocess(pipeline: Pipeline, data: DataSet, *, count: Count | None) -> Iterator[Array]:
@@ -121,4 +150,8 @@ def _key(pipeline: Pipeline, data: DataSet) -> str:
     code = Path(edgevlm.runtime.image.__file__).read_bytes()
     parts = [to_json(pipeline.processing.image), code, version("pillow").encode(), version("numpy").encode()]
     parts += [sample.digest.encode() for sample in data.samples]
+    return _digest(parts)
+
+
+def _digest(parts: list[bytes]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]

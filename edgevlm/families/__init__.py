@@ -26,6 +26,8 @@ FAMILIES: dict[str, str] = {
 CLASSIFY = "image-classification"
 ZERO_SHOT = "zero-shot-image-classification"
 FEATURES = "image-feature-extraction"
+DETECT = "object-detection"
+SEGMENT = "semantic-segmentation"
 
 
 class Architecture(Spec, frozen=True, kw_only=True):

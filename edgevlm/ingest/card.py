@@ -10,26 +10,33 @@ from pathlib import Path
 from typing import Literal
 
 from edgevlm.data_files import convert_table, read_toml
-from edgevlm.errors import ModelError, UsageError, did_you_mean
-from edgevlm.families import CLASSIFY, FEATURES
+from edgevlm.errors import BundleError, ModelError, UsageError, did_you_mean
+from edgevlm.families import CLASSIFY, DETECT, FEATURES, SEGMENT
 from edgevlm.ingest.processing import Color, Resample
 from edgevlm.runtime.spec import (
     CenterCrop,
+    DetectionDecoding,
     FlipChannels,
+    GridDecoding,
     ImageProcessing,
     ImageStep,
+    Letterbox,
     Normalize,
+    Processing,
     Rescale,
     Resize,
     Spec,
 )
-from edgevlm.runtime.tasks import TASKS
+from edgevlm.runtime.tasks import TASKS, load_task
 
 # What each task's graph gives, by Transformers' names, the usual one first.
 OUTPUTS: dict[str, tuple[str, ...]] = {
     CLASSIFY: ("logits",),
     FEATURES: ("image_embeds", "pooler_output", "last_hidden_state"),
+    DETECT: ("detections", "logits", "pred_boxes"),
+    SEGMENT: ("logits",),
 }
+_QUERY_OUTPUTS = ("logits", "pred_boxes")
 
 
 class CardInput(Spec, frozen=True, kw_only=True):
@@ -38,8 +45,10 @@ class CardInput(Spec, frozen=True, kw_only=True):
     Args:
         name: the graph's input; may be left out where it has one.
         height: of the input; may be left out where the graph fixes it.
-        resize: ``stretch`` to ``resize_to`` × ``resize_to``, or bring the ``shortest_edge`` to ``resize_to``.
+        resize: ``stretch`` to ``resize_to`` × ``resize_to``, or bring the ``shortest_edge`` to ``resize_to``; or
+            ``letterbox``, as large as fits the input with the aspect kept.
         resize_to: pixels; the input's own size where left out.
+        place, fill: where a letterboxed picture stands, and the grey (0 to 255) of what is left over.
         scale: pixel values, 0 to 255, are multiplied by it.
         mean: of the scaled values, in the order of ``channel_order``; with ``std``.
     """
@@ -48,8 +57,10 @@ class CardInput(Spec, frozen=True, kw_only=True):
     height: int | None = None
     width: int | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    resize: Literal["stretch", "shortest_edge"] = "stretch"
+    resize: Literal["stretch", "shortest_edge", "letterbox"] = "stretch"
     resize_to: int | None = None
+    place: Literal["top_left", "center"] | None = None
+    fill: int | None = None
     resample: Resample = "bilinear"
     scale: float = 1 / 255
     mean: Color = (0.0, 0.0, 0.0)
@@ -60,7 +71,9 @@ class Card(Spec, frozen=True, kw_only=True):
     """What a model is for and how it is called.
 
     Args:
-        labels: class names in the order of the logits, or a file beside the card with one a line.
+        labels: class names in the order of the logits, or a file beside the card with one a line; commas separate the
+            names that data sets may have for one class.
+        detection: how boxes follow from the outputs.
         outputs: the task's name of an output -> the graph's; may be left out where the graph has one output.
     """
 
@@ -71,6 +84,7 @@ class Card(Spec, frozen=True, kw_only=True):
     source: str | None = None
     labels: tuple[str, ...] | str = ()
     outputs: dict[str, str] = {}
+    detection: DetectionDecoding | None = None
 
 
 def find_card(beside: Path, card: Path | None) -> Path:
@@ -109,12 +123,26 @@ def read_card(path: Path) -> Card:
         raise UsageError(
             f"The card '{path}' names the task '{card.task}', which {what}.", hint=did_you_mean(card.task, OUTPUTS)
         )
+    if (card.task == DETECT) != (card.detection is not None):
+        raise UsageError(
+            f"The card '{path}' is of {card.task} and has {'a' if card.detection else 'no'} [detection].",
+            hint="Leave it out." if card.detection else 'Say how boxes follow: kind = "grid" or "queries".',
+        )
     for name in card.outputs:
-        if name not in OUTPUTS[card.task]:
+        if name not in _known_outputs(card):
             raise UsageError(
                 f"The card '{path}' names the output '{name}', which {card.task} does not have.",
-                hint=did_you_mean(name, OUTPUTS[card.task]),
+                hint=did_you_mean(name, _known_outputs(card)),
             )
+    if _is_query(card) and 0 < len(card.outputs) < len(_QUERY_OUTPUTS):
+        raise UsageError(
+            f"The card '{path}' maps {', '.join(card.outputs)} alone.", hint="Map both logits and pred_boxes."
+        )
+    if card.input.resize != "letterbox" and (card.input.place or card.input.fill is not None):
+        raise UsageError(
+            f"The card '{path}' places and fills a picture that it resizes by '{card.input.resize}'.",
+            hint='Add resize = "letterbox", or leave place and fill out.',
+        )
     if any(value <= 0 for value in card.input.std):
         raise UsageError(f"The card '{path}' has std = {card.input.std}.", hint="Give three numbers above 0.")
     return card
@@ -122,7 +150,33 @@ def read_card(path: Path) -> Card:
 
 def card_outputs(card: Card) -> tuple[str, ...]:
     """The task's names of the outputs, in the task's order."""
-    return tuple(name for name in OUTPUTS[card.task] if name in card.outputs) or OUTPUTS[card.task][:1]
+    if _is_query(card):
+        return _QUERY_OUTPUTS
+    known = _known_outputs(card)
+    return tuple(name for name in known if name in card.outputs) or known[:1]
+
+
+def _known_outputs(card: Card) -> tuple[str, ...]:
+    if card.detection is None:
+        return OUTPUTS[card.task]
+    return _QUERY_OUTPUTS if _is_query(card) else ("detections",)
+
+
+def _is_query(card: Card) -> bool:
+    return card.detection is not None and not isinstance(card.detection, GridDecoding)
+
+
+def whole_processing(card: Card, path: Path, image: ImageProcessing) -> Processing:
+    """With what the task's answers need beside the picture.
+
+    Raises: UsageError: the task cannot work with it.
+    """
+    processing = Processing(image=image, detection=card.detection)
+    try:
+        load_task(card.task).check(frozenset({"model"}), processing, None)
+    except BundleError as error:
+        raise UsageError(f"The card '{path}' is wrong: {error.message}", hint=error.hint) from error
+    return processing
 
 
 def card_labels(card: Card, path: Path) -> tuple[str, ...]:
@@ -166,6 +220,20 @@ def card_processing(
                 hint="Raise resize_to in the card.",
             )
         steps.append(Resize(shortest_edge=round(edge * min(of_height, of_width)), resample=spec.resample))
+    elif spec.resize == "letterbox":
+        if spec.resize_to is not None:
+            raise ModelError(
+                f"The card of '{where}' letterboxes to {spec.resize_to} pixels.",
+                hint="Leave resize_to out: a letterbox is as large as the input.",
+            )
+        fill = 114 if spec.fill is None else spec.fill
+        if not 0 <= fill <= 255:
+            raise ModelError(f"The card of '{where}' has fill = {fill}.", hint="Give a grey from 0 to 255.")
+        steps.append(
+            Letterbox(
+                height=wanted[0], width=wanted[1], place=spec.place or "top_left", fill=fill, resample=spec.resample
+            )
+        )
     else:
         to_height, to_width = (spec.resize_to or height, spec.resize_to or width)
         steps.append(

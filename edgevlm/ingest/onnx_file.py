@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import MissingToolError, ModelError, UsageError, did_you_mean
-from edgevlm.families import CLASSIFY
+from edgevlm.families import CLASSIFY, DETECT, SEGMENT
 from edgevlm.families.loading import first_line
 from edgevlm.ingest.asked import Asked
-from edgevlm.ingest.card import Card, card_labels, card_outputs, card_processing, find_card, read_card
+from edgevlm.ingest.card import (
+    Card,
+    card_labels,
+    card_outputs,
+    card_processing,
+    find_card,
+    read_card,
+    whole_processing,
+)
 from edgevlm.ingest.hugging_face import digest_of
 from edgevlm.ingest.weights import combined_sha256, licence_of, sha256_of
 from edgevlm.model import Graph, Model, Source
-from edgevlm.runtime.spec import Processing, TensorSpec
+from edgevlm.runtime.spec import QueryDecoding, TensorSpec
 
 
 def read_onnx_file(asked: Asked) -> Model:
@@ -35,7 +43,7 @@ def read_onnx_file(asked: Asked) -> Model:
     input_name, size = _image_input(proto, card, path)
     image = card_processing(card, where=path.name, graph_size=size, image_size=asked.image_size)
     outputs = _outputs(proto, card, path)
-    labels = labels_of(asked, card, card_file, _n_classes(proto, outputs.get("logits")))
+    labels = labels_of(asked, card, card_file, _n_classes(proto, card, outputs))
     pixel_values = TensorSpec(name=image.input_name, dtype="float32", shape=("batch", 3, image.height, image.width))
     graphs = (
         Graph(
@@ -47,7 +55,7 @@ def read_onnx_file(asked: Asked) -> Model:
     options = {"inputs": {image.input_name: input_name}, "outputs": outputs}
     files = (path, *external_files(proto, path))
     weights_sha256 = combined_sha256([sha256_of(file) for file in files])
-    processing = Processing(image=image)
+    processing = whole_processing(card, card_file, image)
     source = Source(
         kind=asked.kind,
         location=str(path.resolve()),
@@ -73,7 +81,7 @@ def labels_of(asked: Asked, card: Card, card_file: Path, n_classes: int | None) 
 
     Raises: UsageError: they are not as many.
     """
-    if asked.labels and card.task != CLASSIFY:
+    if asked.labels and card.task not in (CLASSIFY, DETECT, SEGMENT):
         raise UsageError(f"Labels were given, and {card.task} has none.", hint="Leave --labels out.")
     labels = asked.labels or card_labels(card, card_file)
     if labels and n_classes is not None and len(labels) != n_classes:
@@ -184,7 +192,15 @@ def _outputs(proto: Any, card: Card, path: Path) -> dict[str, str]:
     """The task's names of the outputs -> the tensors of the graph that give them."""
     graph_outputs = [value.name for value in proto.graph.output]
     named = dict(card.outputs)
+    if not named and set(card_outputs(card)) <= set(graph_outputs):
+        named = {name: name for name in card_outputs(card)}
     if not named:
+        if len(card_outputs(card)) > 1:
+            raise ModelError(
+                f"'{path}' has the outputs {', '.join(graph_outputs)}, and its card does not say which are "
+                f"{' and '.join(card_outputs(card))}.",
+                hint="Add them to the card's [outputs].",
+            )
         if len(graph_outputs) > 1:
             raise ModelError(
                 f"'{path}' has the outputs {', '.join(graph_outputs)}, and its card does not map them.",
@@ -196,7 +212,12 @@ def _outputs(proto: Any, card: Card, path: Path) -> dict[str, str]:
         if name not in producers:
             raise ModelError(f"'{path}' has no tensor '{name}'.", hint=did_you_mean(name, graph_outputs))
     logits = producers.get(named.get("logits", ""))
-    if logits is not None and logits.op_type == "Softmax":
+    if logits is not None and logits.op_type == "ArgMax":
+        raise ModelError(
+            f"'{path}' gives classes: '{named['logits']}' comes out of an ArgMax, and the task wants logits.",
+            hint=f'Add [outputs] with logits = "{logits.input[0]}" to the card: any tensor of the graph may be named.',
+        )
+    if logits is not None and logits.op_type == "Softmax" and card.task != SEGMENT:
         raise ModelError(
             f"'{path}' gives probabilities: '{named['logits']}' comes out of a Softmax, and the task wants logits.",
             hint=f'Add [outputs] with logits = "{logits.input[0]}" to the card: any tensor of the graph may be named.',
@@ -204,9 +225,18 @@ def _outputs(proto: Any, card: Card, path: Path) -> dict[str, str]:
     return {name: named[name] for name in card_outputs(card)}
 
 
-def _n_classes(proto: Any, logits: str | None) -> int | None:
+def _n_classes(proto: Any, card: Card, outputs: dict[str, str]) -> int | None:
+    """How many classes the graph tells apart, where its outputs' shapes say so."""
+    # The output that counts classes, its number of dimensions, where the classes stand, and what is no class there.
+    name, n_dims, axis, n_others = "logits", 2, 1, 0
+    if card.task == SEGMENT:
+        n_dims = 4
+    elif isinstance(card.detection, QueryDecoding):
+        n_dims, axis, n_others = 3, 2, int(card.detection.activation == "softmax")
+    elif card.task == DETECT:
+        name, n_dims, axis, n_others = "detections", 3, 2, 5
     for value in proto.graph.output:
         dims = value.type.tensor_type.shape.dim
-        if value.name == logits and len(dims) == 2 and dims[1].HasField("dim_value"):
-            return int(dims[1].dim_value)
+        if value.name == outputs.get(name) and len(dims) == n_dims and dims[axis].HasField("dim_value"):
+            return int(dims[axis].dim_value) - n_others
     return None

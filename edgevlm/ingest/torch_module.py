@@ -17,12 +17,12 @@ from typing import Any
 from edgevlm.errors import EdgeVLMError, ModelError, UsageError, did_you_mean
 from edgevlm.families.loading import checked, first_line, import_torch
 from edgevlm.ingest.asked import Asked
-from edgevlm.ingest.card import card_outputs, card_processing, find_card, read_card
+from edgevlm.ingest.card import card_outputs, card_processing, find_card, read_card, whole_processing
 from edgevlm.ingest.hugging_face import digest_of
 from edgevlm.ingest.onnx_file import labels_of
 from edgevlm.ingest.weights import sha256_of
 from edgevlm.model import Graph, Model, Source
-from edgevlm.runtime.spec import Processing, TensorSpec
+from edgevlm.runtime.spec import TensorSpec
 
 
 def read_torch_module(asked: Asked) -> Model:
@@ -43,7 +43,7 @@ def read_torch_module(asked: Asked) -> Model:
     graphs = (Graph(name="model", inputs=(pixel_values,), outputs=outputs),)
     options = {"outputs": {name: card.outputs.get(name) for name in outputs}}
     weights_sha256 = _weights_sha256(module)
-    processing = Processing(image=image)
+    processing = whole_processing(card, card_file, image)
     source = Source(
         kind=asked.kind,
         location=asked.name,

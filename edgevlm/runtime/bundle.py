@@ -27,9 +27,7 @@ from edgevlm.runtime.spec import (
     SCHEMA_VERSION,
     Component,
     FileEntry,
-    ImageProcessing,
     Manifest,
-    TextProcessing,
     from_json,
 )
 from edgevlm.runtime.tasks import Need, load_task
@@ -227,9 +225,13 @@ def _named_files(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_versions(manifest: Manifest) -> None:
-    for processing in (manifest.processing.image, manifest.processing.text):
+    processings = {
+        "image": manifest.processing.image,
+        "text": manifest.processing.text,
+        "detection": manifest.processing.detection,
+    }
+    for known, processing in processings.items():
         if processing is not None and processing.version > processing.VERSION:
-            known = {ImageProcessing: "image", TextProcessing: "text"}[type(processing)]
             raise BundleError(
                 f"The {known} processing has version {processing.version}, "
                 f"but this edgevlm reads up to {processing.VERSION}.",

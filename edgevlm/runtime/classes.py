@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from edgevlm.errors import ModelError
 from edgevlm.runtime.spec import Array, Spec
+
+TOP_K: Final = 5
+"""Classes that an answer names where nobody says how many."""
 
 
 class ClassScore(Spec, frozen=True, kw_only=True):
@@ -45,12 +48,12 @@ def softmax(logits: Array) -> Array:
     return total
 
 
-def rank(scores: Array, labels: Sequence[str], *, top_k: int) -> tuple[Classification, ...]:
+def rank(scores: Array, labels: Sequence[str], *, top_k: int | None) -> tuple[Classification, ...]:
     """The likeliest classes of each row.
 
     Shapes: scores [n, n_labels].
     """
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : top_k or TOP_K]
     return tuple(
         Classification(classes=tuple(ClassScore(label=labels[i], index=int(i), score=float(row[i])) for i in indices))
         for row, indices in zip(scores, order, strict=True)

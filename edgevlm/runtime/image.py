@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -21,10 +22,14 @@ from edgevlm.runtime.spec import (
     FlipChannels,
     ImageProcessing,
     ImageStep,
+    Letterbox,
     Normalize,
     Rescale,
     Resize,
 )
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 ImageSource = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array
 
@@ -134,6 +139,8 @@ def preprocess(image: Image.Image, processing: ImageProcessing) -> Array:
             image = _resize(image, step)
         elif isinstance(step, CenterCrop):
             image = _center_crop(image, step)
+        elif isinstance(step, Letterbox):
+            image = _letterbox(image, step)
     # Every other step acts on each of the 256 possible values alone, so it is done on them and looked up.
     table, channels = _value_table(processing.steps)
     pixels = np.asarray(image)
@@ -143,15 +150,85 @@ def preprocess(image: Image.Image, processing: ImageProcessing) -> Array:
     return values
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a picture lies in the graph's input: input = picture · scale + offset, in pixels."""
+
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    offset_x: float = 0.0
+    offset_y: float = 0.0
+
+
+def place_picture(size: Size, processing: ImageProcessing) -> Placement:
+    """Where ``preprocess`` puts a picture of this size, to lead boxes and masks back to it."""
+    placed = Placement()
+    height, width = size
+    for step in processing.steps:
+        if isinstance(step, Resize):
+            to_height, to_width = _resized_size((height, width), step)
+            placed = _scaled(placed, to_width / width, to_height / height)
+            height, width = to_height, to_width
+        elif isinstance(step, CenterCrop):
+            placed = _moved(placed, -((width - step.width) // 2), -((height - step.height) // 2))
+            height, width = step.height, step.width
+        elif isinstance(step, Letterbox):
+            (to_height, to_width), (top, left) = _fitted((height, width), step)
+            # The scale before its product is rounded down to pixels, as YOLOX leads its boxes back.
+            scale = min(step.width / width, step.height / height)
+            placed = _moved(_scaled(placed, scale, scale), left, top)
+            height, width = step.height, step.width
+    return placed
+
+
+def _scaled(placed: Placement, x: float, y: float) -> Placement:
+    return Placement(
+        scale_x=placed.scale_x * x,
+        scale_y=placed.scale_y * y,
+        offset_x=placed.offset_x * x,
+        offset_y=placed.offset_y * y,
+    )
+
+
+def _moved(placed: Placement, x: float, y: float) -> Placement:
+    return replace(placed, offset_x=placed.offset_x + x, offset_y=placed.offset_y + y)
+
+
+def size_of(image: Image.Image) -> Size:
+    return image.height, image.width
+
+
 def _resize(image: Image.Image, step: Resize) -> Image.Image:
+    height, width = _resized_size(size_of(image), step)
+    return image.resize((width, height), Image.Resampling[step.resample.upper()])
+
+
+def _resized_size(size: Size, step: Resize) -> Size:
     if step.shortest_edge is None:
-        size = (step.width or 0, step.height or 0)
+        return step.height or 0, step.width or 0
+    short, long = sorted(size)
+    longer = int(step.shortest_edge * long / short)
+    is_tall = size[1] <= size[0]
+    return (longer, step.shortest_edge) if is_tall else (step.shortest_edge, longer)
+
+
+def _letterbox(image: Image.Image, step: Letterbox) -> Image.Image:
+    (height, width), (top, left) = _fitted(size_of(image), step)
+    box = Image.new("RGB", (step.width, step.height), (step.fill,) * 3)
+    box.paste(image.resize((width, height), Image.Resampling[step.resample.upper()]), (left, top))
+    return box
+
+
+def _fitted(size: Size, step: Letterbox) -> tuple[Size, Size]:
+    """The size that fits, rounded down as YOLOX does, and (top, left) of where it stands."""
+    height, width = size
+    if step.width * height <= step.height * width:
+        fitted = (max(1, height * step.width // width), step.width)
     else:
-        short, long = sorted(image.size)
-        longer = int(step.shortest_edge * long / short)
-        is_tall = image.width <= image.height
-        size = (step.shortest_edge, longer) if is_tall else (longer, step.shortest_edge)
-    return image.resize(size, Image.Resampling[step.resample.upper()])
+        fitted = (step.height, max(1, width * step.height // height))
+    if step.place == "top_left":
+        return fitted, (0, 0)
+    return fitted, ((step.height - fitted[0]) // 2, (step.width - fitted[1]) // 2)
 
 
 def _center_crop(image: Image.Image, step: CenterCrop) -> Image.Image:
@@ -197,6 +274,11 @@ def check_image_processing(processing: ImageProcessing) -> None:
             _need(not moves_zero, "'center_crop' stands after a step that moves zero")
             size = (step.height, step.width)
             _need(min(size) > 0, "'center_crop' has no size above 0")
+        elif isinstance(step, Letterbox):
+            _need(not changes_values, "'letterbox' stands after a step that changes values")
+            size = (step.height, step.width)
+            _need(min(size) > 0, "'letterbox' has no size above 0")
+            _need(0 <= step.fill <= 255, "'letterbox' is filled with a value that no pixel has")
         elif isinstance(step, Rescale):
             changes_values, moves_zero = True, moves_zero or step.offset != 0
         elif isinstance(step, Normalize):

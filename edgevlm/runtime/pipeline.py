@@ -13,7 +13,7 @@ import numpy as np
 from edgevlm.errors import UsageError
 from edgevlm.runtime.backends import Session, load_backend
 from edgevlm.runtime.bundle import Bundle, open_bundle
-from edgevlm.runtime.image import ImageSource, check_image_processing, decode_image, preprocess
+from edgevlm.runtime.image import ImageSource, Size, check_image_processing, decode_image, preprocess, size_of
 from edgevlm.runtime.session import LazySessions
 from edgevlm.runtime.spec import Array, Component, Manifest, Processing, Scoring
 from edgevlm.runtime.tasks import Parts, Result, load_task
@@ -96,15 +96,17 @@ class Pipeline:
         )
         return cls(task, parts, None)
 
-    def __call__(self, image: ImageSource, *, labels: Sequence[str] | None = None, top_k: int = 5) -> Result:
+    def __call__(self, image: ImageSource, *, labels: Sequence[str] | None = None, top_k: int | None = None) -> Result:
         """The answer for one picture.
 
         Args:
             labels: what to choose from, where the bundle holds a text encoder.
-            top_k: how many classes the answer names at most.
+            top_k: how many classes or boxes the answer names at most; 5 classes or every box where left out.
         Raises: DataError: the picture cannot be read. UsageError: the labels cannot be used.
         """
-        return self.predict(self.preprocess(image)[None], labels=labels, top_k=top_k)[0]
+        picture = decode_image(image)
+        pixels = preprocess(picture, self.processing.image)[None]
+        return self.predict(pixels, labels=labels, top_k=top_k, sizes=[size_of(picture)])[0]
 
     def preprocess(self, image: ImageSource) -> Array:
         """A picture as the graph takes it.
@@ -127,20 +129,44 @@ class Pipeline:
         return self._task.outputs(pixel_values.astype(np.float32, copy=False))
 
     def predict(
-        self, pixel_values: Array, *, labels: Sequence[str] | None = None, top_k: int = 5
+        self,
+        pixel_values: Array,
+        *,
+        labels: Sequence[str] | None = None,
+        top_k: int | None = None,
+        sizes: Sequence[Size] | None = None,
     ) -> tuple[Result, ...]:
-        """One answer per row of ``pixel_values``, in order."""
-        return self.results(self.outputs(pixel_values), labels=labels, top_k=top_k)
+        """One answer per row of ``pixel_values``, in order.
+
+        Args: sizes: as for ``results``.
+        """
+        return self.results(self.outputs(pixel_values), labels=labels, top_k=top_k, sizes=sizes)
 
     def results(
-        self, outputs: Mapping[str, Array], *, labels: Sequence[str] | None = None, top_k: int = 5
+        self,
+        outputs: Mapping[str, Array],
+        *,
+        labels: Sequence[str] | None = None,
+        top_k: int | None = None,
+        sizes: Sequence[Size] | None = None,
     ) -> tuple[Result, ...]:
-        """The answers that follow from what ``outputs`` gave."""
-        if top_k < 1:
+        """The answers that follow from what ``outputs`` gave.
+
+        Args:
+            sizes: (height, width) of each picture as it came, for boxes and masks in its own pixels; where left out
+                they are in those of the graph's input.
+        """
+        if top_k is not None and top_k < 1:
             raise UsageError(f"An answer cannot name {top_k} classes.", hint="Ask for at least 1.")
         if isinstance(labels, str):
             raise UsageError("The labels came as one text.", hint="Pass a list: ['cat', 'dog'].")
-        return self._task.results(outputs, labels=None if labels is None else tuple(labels), top_k=top_k)
+        n_rows = len(next(iter(outputs.values())))
+        if sizes is not None and len(sizes) != n_rows:
+            raise UsageError(
+                f"There are {len(sizes)} sizes for {n_rows} pictures.", hint="Give each picture's (height, width)."
+            )
+        names = None if labels is None else tuple(labels)
+        return self._task.results(outputs, labels=names, top_k=top_k, sizes=sizes)
 
 
 def _open_session(bundle: Bundle, component: Component, n_threads: int | None) -> Session:

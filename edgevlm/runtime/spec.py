@@ -99,6 +99,21 @@ class CenterCrop(Spec, tag="center_crop", tag_field="op", frozen=True, kw_only=T
     width: int
 
 
+class Letterbox(Spec, tag="letterbox", tag_field="op", frozen=True, kw_only=True):
+    """As large as fits ``height`` × ``width`` with the aspect kept; what is left over is of the grey ``fill``.
+
+    Args:
+        place: where the picture stands in it.
+        fill: 0 to 255; 114 is what the YOLO family is trained with.
+    """
+
+    height: int
+    width: int
+    place: Literal["top_left", "center"] = "top_left"
+    fill: int = 114
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
+
+
 class Rescale(Spec, tag="rescale", tag_field="op", frozen=True, kw_only=True):
     """Pixel values times ``factor`` (plus ``offset``)."""
 
@@ -117,7 +132,7 @@ class FlipChannels(Spec, tag="flip_channels", tag_field="op", frozen=True, kw_on
     """RGB to BGR."""
 
 
-ImageStep = Resize | CenterCrop | Rescale | Normalize | FlipChannels
+ImageStep = Resize | CenterCrop | Letterbox | Rescale | Normalize | FlipChannels
 
 
 class ImageProcessing(Spec, frozen=True, kw_only=True):
@@ -152,9 +167,56 @@ class TextProcessing(Spec, frozen=True, kw_only=True):
     prompt_template: str = "a photo of a {}"
 
 
+class GridDecoding(Spec, tag="grid", tag_field="kind", frozen=True, kw_only=True):
+    """Boxes from the cells of grids, one grid a stride: ``detections`` [n, cells, 5 + classes].
+
+    A row is dx, dy, log w, log h, objectness, then a score for each class; the last two kinds are probabilities. The
+    centre is (dx + column, dy + row) · stride, the size exp(log w, log h) · stride, the score objectness · class
+    score. Rows stand in the order of ``strides``, each grid row by row. (YOLOX, arXiv:2107.08430.)
+
+    Args:
+        strides: pixels of the graph's input between two cells.
+        score_threshold: boxes are named whose score is above it.
+        nms_iou: of two boxes of a class that overlap more, the less likely goes.
+        max_detections: boxes of a picture at most, likeliest first.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = VERSION
+    strides: tuple[int, ...] = (8, 16, 32)
+    score_threshold: float = 0.25
+    nms_iou: float = 0.65
+    max_detections: int = 100
+
+
+class QueryDecoding(Spec, tag="queries", tag_field="kind", frozen=True, kw_only=True):
+    """Boxes from queries: ``logits`` [n, queries, classes] and ``pred_boxes`` [n, queries, 4].
+
+    A box is cx, cy, w, h as shares of the graph's input. No box needs suppressing: the model was trained to find each
+    thing once. (DETR, arXiv:2005.12872.)
+
+    Args:
+        activation: ``softmax`` over the classes and a last one for "nothing", which names each query's likeliest class;
+            or ``sigmoid`` of each class, as in RT-DETR (arXiv:2304.08069).
+        score_threshold, max_detections: as for a grid.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = VERSION
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    score_threshold: float = 0.5
+    max_detections: int = 100
+
+
+DetectionDecoding = GridDecoding | QueryDecoding
+
+
 class Processing(Spec, frozen=True, kw_only=True):
     image: ImageProcessing
     text: TextProcessing | None = None
+    detection: DetectionDecoding | None = None
 
 
 class Scoring(Spec, frozen=True, kw_only=True):
@@ -238,12 +300,15 @@ class GoldenCase(Spec, frozen=True, kw_only=True):
         outputs: an output's name to its ``.npy``.
         answer: JSON as the task writes it.
         labels: what the picture was asked about, where the bundle takes labels and has none of its own.
+        every: of an output named here only every so many-th number is kept, from the first, as a flat array: whole, the
+            scores of every pixel would outweigh the model.
     """
 
     picture: str
     outputs: dict[str, str]
     answer: str
     labels: tuple[str, ...] = ()
+    every: dict[str, int] = {}
 
 
 class Golden(Spec, frozen=True, kw_only=True):

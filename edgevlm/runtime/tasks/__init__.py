@@ -7,18 +7,21 @@ evaluates with the same code.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from edgevlm.errors import BundleError, UsageError, did_you_mean
 from edgevlm.runtime.backends import Session
-from edgevlm.runtime.spec import Array, Processing, Scoring
+from edgevlm.runtime.image import Size
+from edgevlm.runtime.spec import Array, CenterCrop, ImageProcessing, Processing, Scoring
 
 TASKS: dict[str, str] = {
     "image-classification": "edgevlm.runtime.tasks.image_classification:ImageClassification",
     "image-feature-extraction": "edgevlm.runtime.tasks.image_feature_extraction:ImageFeatureExtraction",
+    "object-detection": "edgevlm.runtime.tasks.object_detection:ObjectDetection",
+    "semantic-segmentation": "edgevlm.runtime.tasks.semantic_segmentation:SemanticSegmentation",
     "zero-shot-image-classification": (
         "edgevlm.runtime.tasks.zero_shot_image_classification:ZeroShotImageClassification"
     ),
@@ -91,10 +94,19 @@ class Task(Protocol):
         ...
 
     def results(
-        self, outputs: Mapping[str, Array], *, labels: tuple[str, ...] | None, top_k: int
+        self,
+        outputs: Mapping[str, Array],
+        *,
+        labels: tuple[str, ...] | None,
+        top_k: int | None,
+        sizes: Sequence[Size] | None,
     ) -> tuple[Result, ...]:
         """One answer per row of ``outputs``.
 
+        Args:
+            top_k: how much an answer names at most; None leaves it to the task.
+            sizes: of the pictures as they came, for answers that say where something is; where None, such an answer is
+                in the pixels of the graph's input.
         Raises: UsageError: the labels cannot be used.
         """
         ...
@@ -120,3 +132,31 @@ def check_needs(needs: tuple[Need, ...], components: frozenset[str]) -> None:
             f"The task needs the component '{missing[0]}', but there is {', '.join(sorted(components)) or 'none'}.",
             hint="Compile the model again.",
         )
+
+
+def check_whole_picture(processing: ImageProcessing) -> None:
+    """Raises: BundleError: what lies at the picture's edges never reaches a graph that is to say where things are."""
+    if any(isinstance(step, CenterCrop) for step in processing.steps):
+        raise BundleError(
+            "The picture is cropped, so nothing could be found at its edges.",
+            hint='Use resize = "letterbox" or "stretch" in the model\'s card.',
+        )
+
+
+def refuse_labels(labels: tuple[str, ...] | None) -> None:
+    """Raises: UsageError: a model that knows its own classes was asked for others."""
+    if labels is not None:
+        raise UsageError("This model has its own labels; it cannot be asked for others.", hint="Leave the labels out.")
+
+
+def class_labels(labels: tuple[str, ...], n_classes: int) -> tuple[str, ...]:
+    """The classes' names; their numbers where they have none.
+
+    Raises: BundleError: there are more or fewer names than the graph tells classes apart.
+    """
+    if labels and len(labels) != n_classes:
+        raise BundleError(
+            f"The graph tells {n_classes} classes apart, but there are {len(labels)} labels.",
+            hint="Give one label for each class.",
+        )
+    return labels or tuple(map(str, range(n_classes)))

@@ -5,11 +5,12 @@ Component ``model``: pixel_values -> logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from edgevlm.errors import BundleError, UsageError
 from edgevlm.runtime.classes import Classification, need_finite, rank, softmax
+from edgevlm.runtime.image import Size
 from edgevlm.runtime.session import output_of, run_rows
 from edgevlm.runtime.spec import Array, Processing, Scoring
 from edgevlm.runtime.tasks import Need, Parts, Result, check_needs
@@ -30,7 +31,12 @@ class ImageClassification:
         return run_rows(self._parts.sessions["model"], {self._parts.processing.image.input_name: pixel_values})
 
     def results(
-        self, outputs: Mapping[str, Array], *, labels: tuple[str, ...] | None, top_k: int
+        self,
+        outputs: Mapping[str, Array],
+        *,
+        labels: tuple[str, ...] | None,
+        top_k: int | None,
+        sizes: Sequence[Size] | None,
     ) -> tuple[Classification, ...]:
         if labels is not None:
             raise UsageError(

@@ -9,13 +9,14 @@ mean, while only some have a class token. It is not normalized.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from edgevlm.errors import BundleError, UsageError
 from edgevlm.runtime.classes import need_finite
+from edgevlm.runtime.image import Size
 from edgevlm.runtime.session import output_of, run_rows
 from edgevlm.runtime.spec import Array, Processing, Scoring, Spec
 from edgevlm.runtime.tasks import Need, Parts, Result, check_needs
@@ -57,7 +58,12 @@ class ImageFeatureExtraction:
         return run_rows(self._parts.sessions["model"], {self._parts.processing.image.input_name: pixel_values})
 
     def results(
-        self, outputs: Mapping[str, Array], *, labels: tuple[str, ...] | None, top_k: int
+        self,
+        outputs: Mapping[str, Array],
+        *,
+        labels: tuple[str, ...] | None,
+        top_k: int | None,
+        sizes: Sequence[Size] | None,
     ) -> tuple[Embedding, ...]:
         if labels is not None:
             raise UsageError("This model gives a vector, not labels.", hint="Leave the labels out.")

@@ -8,13 +8,14 @@ Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from edgevlm.errors import BundleError, UsageError
 from edgevlm.runtime.classes import Classification, need_finite, rank, softmax
+from edgevlm.runtime.image import Size
 from edgevlm.runtime.session import output_of, run_rows
 from edgevlm.runtime.spec import Array, Processing, Scoring
 from edgevlm.runtime.tasks import Need, Parts, Result, check_needs
@@ -58,7 +59,12 @@ class ZeroShotImageClassification:
         return run_rows(self._parts.sessions["image_encoder"], {self._parts.processing.image.input_name: pixel_values})
 
     def results(
-        self, outputs: Mapping[str, Array], *, labels: tuple[str, ...] | None, top_k: int
+        self,
+        outputs: Mapping[str, Array],
+        *,
+        labels: tuple[str, ...] | None,
+        top_k: int | None,
+        sizes: Sequence[Size] | None,
     ) -> tuple[Classification, ...]:
         scoring = self._parts.scoring
         assert scoring is not None, "check() saw to it"
