@@ -5,7 +5,8 @@
 Two towers: one of CLIP ViT-B/32's size with random weights and CLIP's own vocabulary, and the demo model's. For each,
 four graphs and lengths take turns, each in its own process: padded through an export of fixed length (the baseline),
 padded and unpadded through one of free length, and the dynamic int8 form of the latter unpadded and padded. Then the
-names of 1000 things are embedded unpadded: all at once, a few at a time, and sorted by length. Raw samples go to `results/text_length.json`, the table to `results/text_length.md`.
+names of 1000 things are embedded unpadded: all at once, a few at a time, and sorted by length. Raw samples go to
+`results/text_length.json`, the table to `results/text_length.md`.
 """
 
 from __future__ import annotations
