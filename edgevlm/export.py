@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgevlm.errors import BundleError, EdgeVLMError, ModelError, UsageError, did_you_mean
@@ -21,8 +22,8 @@ from edgevlm.families import load_family
 from edgevlm.families.loading import first_line, import_torch, load_module, quiet
 from edgevlm.model import Graph, Model
 from edgevlm.plan import TEXT_ENCODER
-from edgevlm.progress import Progress, StepProgress, silent
-from edgevlm.proof import TOLERANCE, Difference, first_difference, prove_equal
+from edgevlm.progress import Note, Progress, StepProgress, silent
+from edgevlm.proof import TOLERANCE, Difference, first_difference, prove_equal, prove_lengths
 from edgevlm.report.spec import Proof
 from edgevlm.runtime.backends import Session, load_backend
 from edgevlm.runtime.spec import Array, Scoring, SessionOptions, Spec, TensorSpec, TextProcessing
@@ -37,8 +38,10 @@ EXTERNAL_ABOVE_BYTES = 1 << 30
 OLDEST_OPSET = 13
 
 
-# Texts in which tokenizers differ: case, spaces, punctuation, digits, accents, ligatures, none at all, too many.
+# Texts in which tokenizers differ: case, spaces, punctuation, digits, accents, ligatures, none at all, too many. The
+# last two are the shortest and the longest that there can be.
 _TEXTS = ("a photo of a cat", "A Photo,  of a CAT!", "don't: 1234 (x) ", "naïve ﬁné №5", "", "a photo of " * 50)
+_WORD_COUNTS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 
 
 class Exported(Spec, frozen=True, kw_only=True):
@@ -47,6 +50,7 @@ class Exported(Spec, frozen=True, kw_only=True):
     Args:
         file: the graph, relative to the folder that it was written to.
         files: every file of the graph, ``file`` first, then external data.
+        notes: what could not be had, a sentence each.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Exported(Spec, frozen=True, kw_only=True):
     opset: int
     n_bytes: int
     proof: Proof
+    notes: tuple[str, ...] = ()
 
 
 def export_graph(
@@ -75,7 +80,8 @@ def export_graph(
     Args:
         batch: pictures in a call; None leaves it free, and the graph is then proven at two sizes.
         samples: real inputs by name, along the first axis: pictures that went through the model's preprocessing, or
-            token ids.
+            token ids padded to the full length. Where the graph leaves the length of a text free, that is tried, proven
+            and else given up, with a note.
     Raises:
         ModelError: an operator has no ONNX form, weights or outputs are not numbers, the graph cannot have this
             batch, or it is not equal to its source; the first node where they part is named.
@@ -88,7 +94,7 @@ def export_graph(
         if model.processing.text is not None and graph_name == TEXT_ENCODER:
             _check_tokens(model, model.processing.text)
         if model.family:
-            return _export_torch(model, graph, batch, file, samples, opset, tolerance, say)
+            return _export_family(model, graph, batch, file, samples, opset, tolerance, say, progress)
         return _export_onnx(model, graph, batch, file, samples, opset, tolerance, say)
     except BaseException:
         for path in (file, _data_file(file)):
@@ -170,6 +176,61 @@ class TorchSession:
         return {name: value.numpy() for name, value in zip(self._graph.outputs, outputs, strict=True)}
 
 
+def _export_family(
+    model: Model,
+    graph: Graph,
+    batch: int | None,
+    file: Path,
+    samples: Mapping[str, Array],
+    opset: int,
+    tolerance: float,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> Exported:
+    """With texts at their own length where the family claims that they may be and the proof agrees."""
+    text = model.processing.text
+    if text is None or all(isinstance(size, int) for spec in graph.inputs for size in spec.shape[1:]):
+        return _export_torch(model, graph, batch, file, samples, opset, tolerance, say)
+    try:
+        made = _export_torch(model, graph, batch, file, samples, opset, tolerance, say)
+        say("comparing texts at their own length with padded ones")
+        texts, lengths = _texts_and_lengths(model, text)
+        error = prove_lengths(
+            _open(file), TorchSession(model, graph), texts=texts, lengths=lengths, tolerance=tolerance
+        )
+    except ModelError as refusal:
+        note = f"Every text is padded to {text.max_length} tokens, which takes time: {refusal.message}"
+        progress(Note(note))
+        fixed = _with_length(graph, text.max_length)
+        made = _export_torch(model, fixed, batch, file, samples, opset, tolerance, say)
+        return msgspec.structs.replace(made, notes=(note,))
+    proof = msgspec.structs.replace(made.proof, lengths=tuple(sorted(set(lengths))), length_error=error)
+    return msgspec.structs.replace(made, proof=proof)
+
+
+def _with_length(graph: Graph, length: int) -> Graph:
+    inputs = tuple(
+        msgspec.structs.replace(spec, shape=(*spec.shape[:1], *(_fixed(size, length) for size in spec.shape[1:])))
+        for spec in graph.inputs
+    )
+    return msgspec.structs.replace(graph, inputs=inputs)
+
+
+def _fixed(size: int | str, length: int) -> int:
+    return size if isinstance(size, int) else length
+
+
+def _texts_and_lengths(model: Model, text: TextProcessing) -> tuple[dict[str, Array], list[int]]:
+    """Padded token ids of texts from no word to too many, and how long each is unpadded."""
+    words = ("a photo of " * text.max_length).split()
+    texts = [*_TEXTS, *(" ".join(words[:n]) for n in _WORD_COUNTS if n < text.max_length)]
+    padded = tokenize(texts, load_tokenizer(Path(model.tokenizer_file), text), text)
+    own = msgspec.structs.replace(text, padding="longest")
+    tokenizer = load_tokenizer(Path(model.tokenizer_file), own)
+    lengths = [tokenize([each], tokenizer, own)["input_ids"].shape[1] for each in texts]
+    return padded, lengths
+
+
 def _export_torch(
     model: Model,
     graph: Graph,
@@ -186,11 +247,12 @@ def _export_torch(
     # Traced at 2 where the batch is free: a 1 would be taken for a constant.
     n_traced = batch or 2
     index = np.arange(n_traced) % len(next(iter(samples.values())))
-    inputs = tuple(torch.from_numpy(np.ascontiguousarray(samples[spec.name][index])) for spec in graph.inputs)
+    traced = {spec.name: _cut(samples[spec.name][index], spec) for spec in graph.inputs}
+    inputs = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in traced.values())
     say("tracing and translating to ONNX")
     program, values_of, route = _onnx_from_torch(model, graph, inputs, is_free=batch is None, opset=opset)
     _clean(program)
-    _name_batch(program, batch)
+    _name_free(program, graph)
     _save(program, file)
 
     def locate(feeds: Mapping[str, Array]) -> Difference | None:
@@ -204,7 +266,7 @@ def _onnx_from_torch(
 ) -> tuple[Any, Callable[[Mapping[str, Array]], dict[str, Array]] | None, str]:
     """The ONNX program, a function that gives every value of the traced program by name, and how it was made."""
     torch = import_torch()
-    dynamic = {0: torch.export.Dim.DYNAMIC} if is_free else None
+    dynamic = [_free_axes(spec, is_free=is_free) for spec in graph.inputs]
     names = [spec.name for spec in graph.inputs]
     torch.manual_seed(0)
     with quiet(), torch.no_grad():
@@ -216,7 +278,7 @@ def _onnx_from_torch(
                 opset_version=opset,
                 input_names=names,
                 output_names=list(graph.outputs),
-                dynamic_shapes=((dynamic,) * len(inputs),) if is_free else None,
+                dynamic_shapes=(tuple(dynamic),) if any(dynamic) else None,
                 verbose=False,
             )
             return made.model, partial(_values_of, made.exported_program, graph), "torch.onnx.export(dynamo=True)"
@@ -230,12 +292,28 @@ def _onnx_from_torch(
                 _wrapper(model, graph, is_named=True),
                 dict(zip(names, inputs, strict=True)),
                 config=exporters.OnnxConfig(
-                    opset_version=opset, dynamic_shapes=dict.fromkeys(names, dynamic) if is_free else None
+                    opset_version=opset,
+                    dynamic_shapes=dict(zip(names, dynamic, strict=True)) if any(dynamic) else None,
                 ),
             )
             return exported.program, None, "transformers.exporters.OnnxExporter"
         except Exception:  # the second attempt's reason is about its own patches; the first one's is about the model
             raise _refused(model, graph, first_error, is_free) from first_error
+
+
+def _free_axes(spec: TensorSpec, *, is_free: bool) -> dict[int, Any] | None:
+    """The axes of an input that stay free: those with a name, but the batch only where it is asked to."""
+    torch = import_torch()
+    axes = [i for i, size in enumerate(spec.shape) if isinstance(size, str) and (i or is_free)]
+    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None
+
+
+def _cut(value: Array, spec: TensorSpec) -> Array:
+    """To half its size wherever an axis behind the batch is free: its full size would be taken for a constant."""
+    for axis, size in enumerate(spec.shape[1:], start=1):
+        if isinstance(size, str):
+            value = value.take(np.arange(max(1, value.shape[axis] // 2)), axis=axis)
+    return value
 
 
 def _wrapper(model: Model, graph: Graph, *, is_named: bool) -> Any:
@@ -516,21 +594,29 @@ def _clean(program: Any) -> None:
             value.doc_string = None
 
 
-def _name_batch(program: Any, batch: int | None) -> None:
-    """Call the free dimension ``batch``, which torch numbers differently each time."""
-    if batch is not None:
-        return
+def _name_free(program: Any, graph: Graph) -> None:
+    """Call the free dimensions as the graph does (``batch``); torch numbers them differently each time."""
     import onnx_ir as ir
 
-    symbol = re.compile(rf"\b{re.escape(str(program.graph.inputs[0].shape[0].value))}\b")
+    names = {
+        str(size.value): str(name)
+        for value, spec in zip(program.graph.inputs, graph.inputs, strict=True)
+        for size, name in zip(value.shape, spec.shape, strict=True)
+        if not isinstance(size, int)
+    }
+    if not names:
+        return
+    symbols = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
 
-    def renamed(shape: Any) -> Any:
-        return ir.Shape([d if isinstance(d, int) else symbol.sub(BATCH, d.value) if d.value else None for d in shape])
+    def renamed(text: str) -> str:
+        return symbols.sub(lambda found: names[found[0]], text)
 
     values = [*program.graph.inputs, *(value for node in program.graph.all_nodes() for value in node.outputs)]
     for value in values:
         if value.shape is not None:
-            value.shape = renamed(value.shape)
+            value.shape = ir.Shape(
+                [d if isinstance(d, int) else renamed(d.value) if d.value else None for d in value.shape]
+            )
 
 
 def _save(program: Any, file: Path) -> None:

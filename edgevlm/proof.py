@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from edgevlm.errors import ModelError
 from edgevlm.report.spec import Proof
 from edgevlm.runtime.backends import Session, load_backend
+from edgevlm.runtime.session import run_rows
 from edgevlm.runtime.spec import Array, SessionOptions, Spec
 
 # Between PyTorch and ONNX Runtime in float32 the 48 architectures of our export matrix, small and of random weights,
@@ -90,6 +91,35 @@ def prove_equal(
         tolerance=tolerance,
         n_nodes=n_nodes,
     )
+
+
+def prove_lengths(
+    session: Session, reference: Session, *, texts: Mapping[str, Array], lengths: Sequence[int], tolerance: float
+) -> float:
+    """Whether texts give at their own length what they give padded: each alone, and beside longer ones.
+
+    Args:
+        texts: inputs by name, padded at their end to the full length, along the first axis.
+        lengths: of each text without its padding.
+    Returns: the largest relative error between the two, in ``session``; 0 where they are equal to the bit.
+    Raises: ModelError: they differ from each other or from the reference's padded ones by more than ``tolerance``.
+    """
+    padded, expected = run_rows(session, texts), reference.run(texts)
+    calls = [*([i] for i in range(len(lengths))), *(list(range(i, len(lengths), 3)) for i in range(3))]
+    worst = 0.0
+    for rows in calls:
+        length = max((lengths[i] for i in rows), default=0)
+        if not length:
+            continue
+        for name, got in run_rows(session, {name: value[rows, :length] for name, value in texts.items()}).items():
+            error = relative_error(got, padded[name][rows])
+            worst = max(worst, error)
+            if max(error, relative_error(got, expected[name][rows])) > tolerance:
+                raise ModelError(
+                    f"Unpadded, a text of {length} tokens gives another '{name}' than padded to the full length: it "
+                    f"differs by {error:.1e} of the largest value, where {tolerance:.0e} is allowed."
+                )
+    return worst
 
 
 def first_difference(

@@ -10,7 +10,7 @@ import click
 from edgevlm.cli.common import Output, detailed_output_options
 
 if TYPE_CHECKING:
-    from edgevlm.runtime.spec import Component, Manifest, TensorSpec
+    from edgevlm.runtime.spec import Component, Manifest, TensorSpec, TextProcessing
 
 
 @click.command("inspect")
@@ -43,6 +43,8 @@ def description_text(manifest: Manifest, *, is_verbose: bool = False) -> str:
         *((f"graph {part.name}", _component(part)) for part in manifest.components),
         ("picture", _picture(manifest)),
     ]
+    if manifest.processing.text:
+        rows.append(("text", _text(manifest.processing.text)))
     if manifest.labels:
         shown = ", ".join(manifest.labels[:4])
         rows.append(("labels", f"{len(manifest.labels)}: {shown}{', …' if len(manifest.labels) > 4 else ''}"))
@@ -80,6 +82,11 @@ def _picture(manifest: Manifest) -> str:
     image = manifest.processing.image
     steps = ", ".join(step.__struct_config__.tag.replace("_", " ") for step in image.steps)  # type: ignore[union-attr]
     return f"{image.height}×{image.width}: {steps}"
+
+
+def _text(text: TextProcessing) -> str:
+    padded = "padded to them" if text.padding == "max_length" else "each call as long as its longest text"
+    return f"at most {text.max_length} tokens, {padded}"
 
 
 def _latency(manifest: Manifest) -> str:

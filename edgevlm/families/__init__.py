@@ -61,6 +61,8 @@ class TextFacts(Spec, frozen=True, kw_only=True):
     """What a text tower takes: token ids cut or padded to ``max_length``.
 
     Args:
+        is_length_free: padding should not change what the tower gives, so that a text can go in at its own length.
+            This is a claim: the export proves it, or leaves the length fixed.
         same_tokens: two texts that the tokenizer must not tell apart; null where there is nothing to ask.
         same_because: what it does to a text, for the sentence that says that it does not.
     """
@@ -68,6 +70,7 @@ class TextFacts(Spec, frozen=True, kw_only=True):
     max_length: int
     pad_token_id: int | None = None
     input_names: tuple[str, ...] = ("input_ids",)
+    is_length_free: bool = False
     same_tokens: tuple[str, str] | None = None
     same_because: str = ""
 
@@ -117,6 +120,11 @@ def load_family(name: str) -> Family:
 def family_of(architecture: str) -> str | None:
     """The name of the family that knows the Transformers class ``architecture``."""
     return next((name for name in FAMILIES if architecture in load_family(name).architectures), None)
+
+
+def text_inputs(facts: TextFacts) -> tuple[TensorSpec, ...]:
+    length = "sequence" if facts.is_length_free else facts.max_length
+    return tuple(TensorSpec(name=name, dtype="int64", shape=("batch", length)) for name in facts.input_names)
 
 
 def image_input(image: ImageProcessing) -> TensorSpec:

@@ -18,9 +18,10 @@ from edgevlm.families import (
     TextFacts,
     image_input,
     size_kwargs,
+    text_inputs,
 )
 from edgevlm.model import Graph
-from edgevlm.runtime.spec import ImageProcessing, Scoring, TensorSpec
+from edgevlm.runtime.spec import ImageProcessing, Scoring
 
 
 class Clip(Family):
@@ -36,17 +37,19 @@ class Clip(Family):
 
     def text(self, checkpoint: Checkpoint) -> TextFacts:
         config = {**self.text_defaults, **checkpoint.config.get("text_config", {})}
-        # The tower is causal and read at the end token: what stands behind it, padding, is never seen; so no mask.
-        return TextFacts(max_length=config["max_position_embeddings"], pad_token_id=config.get("pad_token_id"))
+        # The tower is causal and read at the end token: what stands behind it, padding, is never seen; so no mask, and
+        # no need of padding.
+        return TextFacts(
+            max_length=config["max_position_embeddings"], pad_token_id=config.get("pad_token_id"), is_length_free=True
+        )
 
     def graphs(self, checkpoint: Checkpoint, task: str, image: ImageProcessing) -> tuple[Graph, ...]:
         name = "model" if task == FEATURES else "image_encoder"
         image_graph = Graph(name=name, inputs=(image_input(image),), outputs=("image_embeds",))
         if task == FEATURES:
             return (image_graph,)
-        text = self.text(checkpoint)
-        ids = tuple(TensorSpec(name=n, dtype="int64", shape=("batch", text.max_length)) for n in text.input_names)
-        return (image_graph, Graph(name="text_encoder", inputs=ids, outputs=("text_embeds",)))
+        texts = text_inputs(self.text(checkpoint))
+        return (image_graph, Graph(name="text_encoder", inputs=texts, outputs=("text_embeds",)))
 
     def call(self, module: Any, graph: str, *inputs: Any) -> tuple[Any, ...]:
         if graph == "text_encoder":

@@ -28,7 +28,8 @@ class Siglip(Clip):
     vision_defaults: ClassVar[Mapping[str, int]] = {"image_size": 224, "patch_size": 16}
 
     def text(self, checkpoint: Checkpoint) -> TextFacts:
-        facts = super().text(checkpoint)
+        # It is read at the last place, a padded one for most texts, and every place sees all others.
+        facts = msgspec.structs.replace(super().text(checkpoint), is_length_free=False)
         n_tokens = checkpoint.config.get("text_config", {}).get("vocab_size", _CANONICAL_VOCABULARY)
         if n_tokens != _CANONICAL_VOCABULARY:
             return facts

@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +81,8 @@ def collect_ranges(
     One file serves every static scheme of that method.
 
     Args:
-        feeds: inputs by name, one picture (or one batch) each; read once, a few at a time.
+        feeds: inputs by name, one picture (or one batch) each; read once, a few at a time. Texts may each have their
+            own length.
     Returns: ``out``, JSON as ONNX Runtime's ``quantize_static`` reads it.
     Raises:  DataError: there are no feeds. ModelError: an activation is NaN or infinite.
     """
@@ -95,7 +96,6 @@ def collect_ranges(
         "entropy": CalibrationMethod.Entropy,
     }[method]
     options: dict[str, Any] = {"percentile": {"percentile": _PERCENTILE}, "entropy": {"num_bins": _ENTROPY_BINS}}
-    remaining = iter(feeds)
     with tempfile.TemporaryDirectory(prefix="edgevlm-calibrate-") as folder:
         calibrator = create_calibrator(
             graph,
@@ -109,7 +109,7 @@ def collect_ranges(
         n_done = 0
         # The histogram calibrators print what they do.
         with contextlib.redirect_stdout(io.StringIO()):
-            while chunk := list(itertools.islice(remaining, _CHUNK)):
+            for chunk in _chunks(feeds):
                 calibrator.collect_data(_Reader(chunk))
                 n_done += len(chunk)
                 progress(StepProgress(name="ranges", detail=f"{method}: {n_done} samples"))
@@ -138,6 +138,13 @@ def _op_types_to_calibrate(model: Any) -> list[str]:
             "The graph has no convolution and no linear layer that could become int8.", hint="Compile it as fp32."
         )
     return sorted(op_types)
+
+
+def _chunks(feeds: Iterable[Mapping[str, Array]]) -> Iterator[list[Mapping[str, Array]]]:
+    """A few feeds at a time, of the same shapes: the calibrators stack what a chunk gives."""
+    for _, same in itertools.groupby(feeds, key=lambda feed: {name: value.shape for name, value in feed.items()}):
+        while chunk := list(itertools.islice(same, _CHUNK)):
+            yield chunk
 
 
 class _Reader:

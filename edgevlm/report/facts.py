@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from edgevlm.measure.spec import Comparison, Environment, Measurement
-from edgevlm.report.notation import MISSING, count, interval, ms, percent, points, seconds, size, times
+from edgevlm.report.notation import MISSING, count, error, interval, ms, percent, points, seconds, size, times
 from edgevlm.report.spec import CandidateRow, Report, Status
 from edgevlm.runtime.spec import Spec
 
@@ -315,6 +315,22 @@ def how_judged(report: Report) -> tuple[tuple[str, str], ...]:
             )
         )
     return tuple(rows)
+
+
+def about_lengths(report: Report) -> tuple[str, ...]:
+    """What was proven of texts that are not padded."""
+    return tuple(
+        f"{proof.component} takes texts at their own length: with {_listed(proof.lengths)} tokens they gave unpadded, "
+        f"alone and beside longer ones, what they give padded (largest relative error "
+        f"{error(proof.length_error or 0.0)})."
+        for proof in report.proofs
+        if proof.lengths
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def cautions(report: Report) -> tuple[str, ...]:

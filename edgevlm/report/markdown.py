@@ -103,7 +103,7 @@ def _proofs(report: Report) -> str:
         for proof in report.proofs
     ]
     body = _table(header, (TEXT, TEXT) + (NUMERIC,) * 5, rows) if rows else "Nothing was exported, so nothing to prove."
-    return _section("Proof of export", body)
+    return _section("Proof of export", "\n\n".join((body, *map(text, facts.about_lengths(report)))))
 
 
 def _measurement(item: facts.Validity) -> str:

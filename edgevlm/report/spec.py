@@ -72,7 +72,12 @@ class GroupSensitivity(Spec, frozen=True, kw_only=True):
 
 
 class Proof(Spec, frozen=True, kw_only=True):
-    """How far an exported graph is from the framework's own output: |difference| max over |expected| max."""
+    """How far an exported graph is from the framework's own output: |difference| max over |expected| max.
+
+    Args:
+        lengths: of the texts, in tokens, that give unpadded what they give padded; empty where the length is fixed.
+        length_error: how far apart the two are at most, in the exported graph.
+    """
 
     component: str
     route: str
@@ -81,6 +86,8 @@ class Proof(Spec, frozen=True, kw_only=True):
     max_relative_error: float
     tolerance: float
     n_nodes: int
+    lengths: tuple[int, ...] = ()
+    length_error: float | None = None
 
 
 class DataUse(Spec, frozen=True, kw_only=True):

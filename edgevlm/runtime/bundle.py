@@ -260,6 +260,10 @@ def _check_fits(component: Component, need: Need, manifest: Manifest) -> None:
     fed = {manifest.processing.image.input_name} if is_image else set(text.input_names if text else ())
     taken = {tensor.name for tensor in component.inputs}
     _need(taken == fed, f"'{component.name}' takes {', '.join(sorted(taken))} but is fed {', '.join(sorted(fed))}")
+    if not is_image and text is not None and text.padding == "longest":
+        lengths = {tensor.shape[1] for tensor in component.inputs if len(tensor.shape) > 1}
+        is_free = not any(isinstance(length, int) for length in lengths)
+        _need(is_free, f"'{component.name}' takes texts of one length, but they come at their own")
     given = {tensor.name for tensor in component.outputs}
     is_enough = len(given) == 1 or bool(given & set(need.outputs))
     _need(is_enough, f"'{component.name}' gives {', '.join(sorted(given))}, not {' or '.join(need.outputs)}")

@@ -153,17 +153,20 @@ class TextProcessing(Spec, frozen=True, kw_only=True):
     Args:
         tokenizer: a ``tokenizers`` JSON file, relative to the bundle.
         input_names: which of ``input_ids`` and ``attention_mask`` the text graph takes.
-        max_length: longer texts are cut here; shorter ones are padded to it with ``pad_token_id``.
+        max_length: longer texts are cut here.
+        padding: shorter ones are padded with ``pad_token_id`` to ``max_length``, or only to the longest text of a call:
+            then the graph's length is free, and what it gives was proven not to depend on the padding.
         prompt_template: how a label becomes a sentence; ``{}`` stands for the label.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # 1 had no ``padding``: always to ``max_length``
 
     version: int = VERSION
     tokenizer: str
     input_names: tuple[str, ...]
     max_length: int
     pad_token_id: int
+    padding: Literal["max_length", "longest"] = "max_length"
     prompt_template: str = "a photo of a {}"
 
 

@@ -1,8 +1,11 @@
-"""From texts to a text graph's inputs, as Transformers' tokenizers give them with ``padding="max_length"``."""
+"""From texts to a text graph's inputs, as Transformers' tokenizers give them, and from there to its vectors.
+
+A text that need not be padded to the full length costs less by far: 8 tokens in place of 77 are a ninth of the work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,9 @@ from edgevlm.runtime.spec import Array, TextProcessing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+# Texts in a call: a thousand at once would need gigabytes of activations, and more at once are no faster for each.
+_BATCH = 32
 
 
 def load_tokenizer(file: Path, processing: TextProcessing) -> Tokenizer:
@@ -27,21 +33,52 @@ def load_tokenizer(file: Path, processing: TextProcessing) -> Tokenizer:
     except Exception as error:  # tokenizers raises Exception itself
         raise BundleError(f"'{file.name}' is not a tokenizer: {error}.", hint="Compile the model again.") from error
     tokenizer.enable_truncation(processing.max_length)
-    tokenizer.enable_padding(length=processing.max_length, pad_id=processing.pad_token_id)
+    length = processing.max_length if processing.padding == "max_length" else None
+    tokenizer.enable_padding(length=length, pad_id=processing.pad_token_id)
     return tokenizer
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer, processing: TextProcessing) -> dict[str, Array]:
     """Token ids by input name.
 
-    Shapes: int64 [n_texts, max_length] each.
+    Shapes: int64 [n_texts, max_length] each, or as long as the longest of them where nothing is padded beyond that.
     """
     encodings = tokenizer.encode_batch(list(texts))
+    for encoding in encodings:
+        encoding.pad(1, pad_id=processing.pad_token_id)  # a text without tokens, alone in its call
     rows = {
         "input_ids": [encoding.ids for encoding in encodings],
         "attention_mask": [encoding.attention_mask for encoding in encodings],
     }
     return {name: np.array(rows[name], dtype=np.int64) for name in processing.input_names}
+
+
+def embed_texts(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    processing: TextProcessing,
+    embed: Callable[[Mapping[str, Array]], Array],
+) -> Array:
+    """What ``embed`` gives for each text, a few at a time and those of like length together.
+
+    Args: embed: from inputs by name [n, length] each to vectors [n, d].
+    Shapes: [n_texts, d], in the order of the texts; n_texts above 0.
+    """
+    order = _by_length(texts, tokenizer, processing)
+    parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+    rows = np.concatenate([embed(tokenize([texts[i] for i in part], tokenizer, processing)) for part in parts])
+    given: Array = np.empty_like(rows)
+    given[order] = rows
+    return given
+
+
+def _by_length(texts: Sequence[str], tokenizer: Tokenizer, processing: TextProcessing) -> list[int]:
+    """Indices of the texts, the shortest first, where their lengths matter."""
+    order = list(range(len(texts)))
+    if processing.padding == "max_length" or len(texts) <= _BATCH:
+        return order
+    n_tokens = [sum(encoding.attention_mask) for encoding in tokenizer.encode_batch(list(texts))]
+    return sorted(order, key=n_tokens.__getitem__)
 
 
 def check_text_processing(processing: TextProcessing) -> None:

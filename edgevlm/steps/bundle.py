@@ -30,7 +30,7 @@ from edgevlm.runtime.spec import (
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult, Variant
 from edgevlm.steps.confirm import Confirmation
-from edgevlm.steps.inputs import TOKENIZER, processing_files, processing_folder
+from edgevlm.steps.inputs import TOKENIZER, processing_files, processing_folder, processing_of
 from edgevlm.steps.judging import open_pipeline, scoring_of
 from edgevlm.store import read_spec, write_spec
 
@@ -87,7 +87,7 @@ def run(work: Work) -> None:
         selection_reason=reason,
         batch=work.job.request.batch,
         components=components,
-        processing=_processing(model.processing, has_text=any(c.name == TEXT_ENCODER for c in components)),
+        processing=_processing(processing_of(work), has_text=any(c.name == TEXT_ENCODER for c in components)),
         labels=work.job.request.labels or model.labels,
         scoring=scoring_of(work),
         accuracy=confirmed.accuracy,

@@ -13,7 +13,7 @@ from edgevlm.job import Job
 from edgevlm.measure.environment import describe_environment
 from edgevlm.plan import TEXT_ENCODER, Budgets
 from edgevlm.report import write_report
-from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Proof, Report, StepRow
+from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Report, StepRow
 from edgevlm.runtime.spec import Manifest
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult
@@ -44,7 +44,7 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         size_bytes=winner.size_bytes or 0,
         float_size_bytes=reference.size_bytes or 0,
         candidates=tuple(_told(row, confirmed) for row in found.rows),
-        proofs=_proofs(folders),
+        proofs=tuple(exported.proof for exported in _exports(folders)),
         data=DataUse(
             source=job.data.source,
             n_calibrate=job.data.n_calibrate,
@@ -56,7 +56,7 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         comparisons=found.comparisons,
         environment=found.comparisons[0].environment if found.comparisons else describe_environment(),
         steps=steps,
-        warnings=_warnings(job, found, confirmed, winner),
+        warnings=(*_warnings(job, found, confirmed, winner), *_export_notes(folders)),
         reproduce=job.command,
         tools=manifest.provenance.tools,
         screenings=found.screenings,
@@ -107,9 +107,13 @@ def _told(row: CandidateRow, confirmed: Confirmation) -> CandidateRow:
     return row
 
 
-def _proofs(folders: Mapping[str, Path]) -> tuple[Proof, ...]:
+def _exports(folders: Mapping[str, Path]) -> tuple[Exported, ...]:
     exports = [folder for name, folder in folders.items() if name.startswith("export:")]
-    return tuple(read_spec(folder / "exported.json", Exported).proof for folder in exports)
+    return tuple(read_spec(folder / "exported.json", Exported) for folder in exports)
+
+
+def _export_notes(folders: Mapping[str, Path]) -> tuple[str, ...]:
+    return tuple(note for exported in _exports(folders) for note in exported.notes)
 
 
 def _budgets(budgets: Budgets) -> dict[str, float]:

@@ -15,11 +15,9 @@ from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.session import run_rows
 from edgevlm.runtime.spec import Scoring, SessionOptions
 from edgevlm.runtime.tasks.zero_shot_image_classification import unit_rows
-from edgevlm.steps.inputs import LABEL_EMBEDDINGS, text_inputs
+from edgevlm.runtime.text import embed_texts, load_tokenizer
+from edgevlm.steps.inputs import LABEL_EMBEDDINGS, processing_of
 from edgevlm.store import read_spec, write_spec
-
-# Texts in a call: a thousand labels at once would need gigabytes of activations.
-_BATCH = 32
 
 
 def run(work: Work) -> None:
@@ -28,11 +26,11 @@ def run(work: Work) -> None:
     exported = read_spec(source / "exported.json", Exported)
     session = load_backend("onnxruntime").open(source / exported.file, SessionOptions())
     texts = [work.step.params["prompt_template"].replace("{}", label) for label in work.step.params["labels"]]
-    rows = []
-    for start in range(0, len(texts), _BATCH):
-        outputs = run_rows(session, text_inputs(work.job, texts[start : start + _BATCH]))
-        rows.append(outputs["text_embeds"])
-    embeddings = unit_rows(np.concatenate(rows)).astype(np.float32)
+    processing = processing_of(work).text
+    assert processing is not None, "a text tower comes with its processing"
+    tokenizer = load_tokenizer(Path(work.job.model.tokenizer_file), processing)
+    rows = embed_texts(texts, tokenizer, processing, lambda feeds: run_rows(session, feeds)["text_embeds"])
+    embeddings = unit_rows(rows).astype(np.float32)
     if not np.isfinite(embeddings).all():
         raise ModelError("The text tower gives NaN for a label.", hint="Check the labels and the checkpoint's weights.")
     _save(work.out / "label_embeddings.npy", embeddings)

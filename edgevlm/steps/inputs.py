@@ -6,26 +6,44 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgevlm.data.data_set import DataSet
-from edgevlm.job import Job, place
+from edgevlm.export import Exported
+from edgevlm.job import Job, Work, place
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.runtime.image import decode_image, preprocess
-from edgevlm.runtime.spec import Array
+from edgevlm.runtime.spec import Array, Processing, TextProcessing
 from edgevlm.runtime.text import load_tokenizer, tokenize
+from edgevlm.store import read_spec
 
 TOKENIZER = "processing/tokenizer.json"
 LABEL_EMBEDDINGS = "processing/label_embeddings.npy"
 
 
-def graph_inputs(job: Job, graph: str, data: DataSet, n: int) -> dict[str, Array]:
+def processing_of(work: Work) -> Processing:
+    """The model's processing, with texts at their own length where the export proved that they may be."""
+    processing = work.job.model.processing
+    folder = work.inputs.get(f"export:{TEXT_ENCODER}")
+    if processing.text is None or folder is None:
+        return processing
+    proof = read_spec(folder / "exported.json", Exported).proof
+    text = msgspec.structs.replace(processing.text, padding="longest" if proof.lengths else "max_length")
+    return msgspec.structs.replace(processing, text=text)
+
+
+def graph_inputs(
+    job: Job, graph: str, data: DataSet, n: int, *, text: TextProcessing | None = None
+) -> dict[str, Array]:
     """The first ``n`` inputs of a graph that ``data`` gives.
 
+    Args: text: ``processing_of(work).text``, for texts as long as the longest of them where the graph takes such; left
+        out, they have the full length, which every text graph takes.
     Shapes: each [at most n, ...].
     """
     if graph == TEXT_ENCODER:
-        return text_inputs(job, prompts(job, data)[:n])
+        return text_inputs(job, prompts(job, data)[:n], text)
     image = job.model.processing.image
     rows = [preprocess(decode_image(sample.read()), image) for sample in data.samples[:n]]
     return {image.input_name: np.stack(rows)}
@@ -41,8 +59,9 @@ def prompts(job: Job, data: DataSet) -> tuple[str, ...]:
     return tuple(template.replace("{}", label) for label in labels)
 
 
-def text_inputs(job: Job, texts: Sequence[str]) -> dict[str, Array]:
-    processing = job.model.processing.text
+def text_inputs(job: Job, texts: Sequence[str], text: TextProcessing | None = None) -> dict[str, Array]:
+    """Token ids of ``texts``, padded as ``text`` says, or else to the full length."""
+    processing = text or job.model.processing.text
     assert processing is not None, "a text tower comes with its processing"
     return tokenize(texts, load_tokenizer(Path(job.model.tokenizer_file), processing), processing)
 

@@ -20,7 +20,7 @@ from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Scoring, SessionOptions
 from edgevlm.search.spec import Variant
-from edgevlm.steps.inputs import processing_folder
+from edgevlm.steps.inputs import processing_folder, processing_of
 from edgevlm.steps.variants import file_digest
 from edgevlm.store import code_digest, read_spec, write_spec
 
@@ -29,7 +29,7 @@ def open_pipeline(work: Work, variants: tuple[Variant, ...], search: Path, proce
     """The runtime's pipeline over a candidate's graphs, which lie in the folder ``search``."""
     return Pipeline.from_parts(
         task=work.job.model.task,
-        processing=work.job.model.processing,
+        processing=processing_of(work),
         sessions={v.graph: load_backend(v.backend).open(search / v.file, v.session) for v in variants},
         labels=work.job.request.labels or work.job.model.labels,
         scoring=scoring_of(work),

@@ -16,7 +16,7 @@ from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Note, StepProgress
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import Variant
-from edgevlm.steps.inputs import at_batch, graph_inputs, save_inputs
+from edgevlm.steps.inputs import at_batch, graph_inputs, processing_of, save_inputs
 from edgevlm.steps.variants import file_digest
 from edgevlm.store import code_digest, read_spec, write_spec
 
@@ -32,6 +32,7 @@ def time_variants(
     """
     data = work.job.splits.select
     batch = 1 if graph == TEXT_ENCODER else work.step.params["batch"] or 1
+    processing = processing_of(work)
     runnable = [variant for variant in variants if variant.failure is None]
 
     def say(text: str, done: int, n: int) -> None:
@@ -39,7 +40,8 @@ def time_variants(
         work.progress(StepProgress(name=work.step.name, fraction=done / n if n else None, detail=detail))
 
     def make(out: Path) -> None:
-        inputs = save_inputs(out / "inputs.npz", at_batch(graph_inputs(work.job, graph, data, batch), batch))
+        feeds = graph_inputs(work.job, graph, data, batch, text=processing.text)
+        inputs = save_inputs(out / "inputs.npz", at_batch(feeds, batch))
         subjects = [
             Subject(name=v.name, backend=v.backend, file=str(work.out / v.file), inputs=str(inputs), session=v.session)
             for v in runnable
@@ -63,7 +65,7 @@ def time_variants(
         },
         "input": data.samples[0].digest if data.samples else "",
         "batch": batch,
-        "processing": msgspec.to_builtins(work.job.model.processing),
+        "processing": msgspec.to_builtins(processing),
         "protocol": msgspec.to_builtins(protocol),
         "extend": extend,
         "machine": fingerprint(describe_environment()),

@@ -97,6 +97,14 @@ def test_inspect_says_what_the_manifest_says(capsys, made):
     assert "components/model.onnx" in told(capsys, "inspect", made, "-v")
 
 
+def test_inspect_says_how_long_a_text_may_be(capsys, towers, tmp_path):
+    assert "at most 4 tokens, padded to them" in told(capsys, "inspect", towers)
+    own = tiny.make_bundle(tmp_path / "own", "zero-shot-image-classification", length="sequence")
+    text = told(capsys, "inspect", own)
+    assert "at most 4 tokens, each call as long as its longest text" in text
+    assert "input_ids int64[batch, sequence]" in text
+
+
 def test_verify_ends_with_what_it_found(capsys, made, tmp_path):
     assert "every bit equal" in told(capsys, "verify", made)
     other = tiny.make_bundle(tmp_path / "other", "image-feature-extraction")

@@ -275,6 +275,19 @@ def test_order_is_winner_float_then_by_verdict() -> None:
     assert names[-1] == "failed"
 
 
+def test_texts_at_their_own_length_are_told() -> None:
+    report = example_report()
+    (proof,) = report.proofs
+    assert facts.about_lengths(report) == (), "this one has a fixed length"
+    proof = msgspec.structs.replace(proof, component="text_encoder", lengths=(2, 8, 77), length_error=3e-7)
+    report = msgspec.structs.replace(report, proofs=(proof,))
+    (sentence,) = facts.about_lengths(report)
+    assert "with 2, 8 and 77 tokens" in sentence
+    assert "3.0e-07" in sentence
+    for kind in ("md", "html"):
+        assert "at their own length: with 2, 8 and 77 tokens" in text_from_report(report, kind)
+
+
 def test_synthetic_and_invalid_are_cautioned() -> None:
     told = " ".join(facts.cautions(EXAMPLES["invalid"]()))
     assert "generated pictures" in told

@@ -382,3 +382,35 @@ def test_every_refusal_is_ours(bundle: Path):
             read_manifest(spoilt)
         except EdgeVLMError as error:
             assert error.hint
+
+
+# --- texts ------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_from_before_texts_had_their_own_length(tmp_path: Path):
+    bundle = tiny.make_bundle(tmp_path / "old", "zero-shot-image-classification")
+    answer = Pipeline.load(bundle)(tiny.picture(), labels=("red", "blue"))
+
+    def change(manifest: dict) -> None:
+        text = manifest["processing"]["text"]
+        del text["padding"]
+        text["version"] = 1
+
+    edit(bundle, change)
+    assert open_bundle(bundle).manifest.processing.text == msgspec.structs.replace(tiny.TEXT, version=1)
+    assert Pipeline.load(bundle)(tiny.picture(), labels=("red", "blue")) == answer
+
+
+def test_unpadded_texts_for_a_graph_of_fixed_length_are_refused(tmp_path: Path):
+    bundle = tiny.make_bundle(tmp_path / "bundle", "zero-shot-image-classification")
+    edit(bundle, lambda manifest: manifest["processing"]["text"].update(padding="longest"))
+    assert "'text_encoder' takes texts of one length" in refused(bundle).message
+
+
+def test_unpadded_texts_for_a_graph_of_free_length(tmp_path: Path):
+    padded = tiny.make_bundle(tmp_path / "padded", "zero-shot-image-classification")
+    own = tiny.make_bundle(tmp_path / "own", "zero-shot-image-classification", length="sequence")
+    assert open_bundle(own).manifest.processing.text == msgspec.structs.replace(tiny.TEXT, padding="longest")
+    assert verify_bundle(own)
+    answers = [Pipeline.load(each)(tiny.picture(), labels=("red", "a blue")) for each in (padded, own)]
+    assert answers[0] == answers[1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from edgevlm.errors import BundleError
 from edgevlm.runtime.spec import TextProcessing
-from edgevlm.runtime.text import check_text_processing, load_tokenizer, tokenize
+from edgevlm.runtime.text import check_text_processing, embed_texts, load_tokenizer, tokenize
 from tests.runtime import tiny
 
 
@@ -20,6 +21,37 @@ def test_texts_are_padded_and_cut(tmp_path: Path):
     assert given["input_ids"].tolist() == [[2, 3, 0, 0], [2, 2, 2, 2], [1, 0, 0, 0]]
     assert given["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert {value.dtype for value in given.values()} == {np.dtype("int64")}
+
+
+OWN = msgspec.structs.replace(tiny.TEXT, padding="longest")
+
+
+def test_texts_at_their_own_length(tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_bytes(tiny.tokenizer_json())
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json", OWN)
+    given = tokenize(["a RED", "cat"], tokenizer, OWN)
+    assert given["input_ids"].tolist() == [[2, 3], [1, 0]]
+    assert given["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert tokenize(["a " * 9], tokenizer, OWN)["input_ids"].tolist() == [[2, 2, 2, 2]], "never longer than the graph"
+    assert tokenize([""], tokenizer, OWN)["input_ids"].tolist() == [[0]], "a graph takes no text of no length"
+
+
+@pytest.mark.parametrize("spec", [tiny.TEXT, OWN], ids=["padded", "own length"])
+def test_vectors_come_in_the_order_of_the_texts(tmp_path: Path, spec: TextProcessing):
+    (tmp_path / "tokenizer.json").write_bytes(tiny.tokenizer_json())
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json", spec)
+    texts = ["a " * (1 + i % 4) + ("red", "green", "blue")[i % 3] for i in range(75)]
+    widths = []
+
+    def embed(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        ids = feeds["input_ids"]
+        widths.append(ids.shape)
+        return np.stack([(ids == 2).sum(axis=1), ids.max(axis=1)], axis=1)
+
+    expected = [[1 + i % 4, 2 if i % 4 == 3 else 3 + i % 3] for i in range(75)]
+    assert embed_texts(texts, tokenizer, spec, embed).tolist() == expected
+    assert [n for n, _ in widths] == [32, 32, 11]
+    assert [width for _, width in widths] == ([4, 4, 4] if spec is tiny.TEXT else [3, 4, 4])
 
 
 def test_only_the_declared_inputs_are_given(tmp_path: Path):

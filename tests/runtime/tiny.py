@@ -92,7 +92,7 @@ def feature_graph(output: str, shape: tuple[int, ...]) -> bytes:
     )
 
 
-def text_graph() -> bytes:
+def text_graph(length: int | str = 4) -> bytes:
     """A colour word's channel: "red" lies on the first axis, whatever stands beside it."""
     table = np.zeros((len(WORDS), 3), dtype=np.float32)
     table[3:] = np.eye(3)
@@ -104,7 +104,7 @@ def text_graph() -> bytes:
             helper.make_node("Mul", ["words", "column"], ["masked"]),
             helper.make_node("ReduceSum", ["masked", "axis"], ["text_embeds"], keepdims=0),
         ],
-        inputs={"input_ids": (INT64, ["batch", 4]), "attention_mask": (INT64, ["batch", 4])},
+        inputs={"input_ids": (INT64, ["batch", length]), "attention_mask": (INT64, ["batch", length])},
         outputs={"text_embeds": (FLOAT, ["batch", 3])},
         constants={"table": table, "last": np.array([2]), "axis": np.array([1])},
     )
@@ -171,8 +171,8 @@ def _tensor(value) -> TensorSpec:
     return TensorSpec(name=value.name, dtype={FLOAT: "float32", INT64: "int64"}[kind.elem_type], shape=shape)
 
 
-def parts(task: str, *, batch: int | str = "batch") -> tuple[Manifest, dict[str, bytes]]:
-    """A manifest without golden vectors, and the files that it names."""
+def parts(task: str, *, batch: int | str = "batch", length: int | str = 4) -> tuple[Manifest, dict[str, bytes]]:
+    """A manifest without golden vectors, and the files that it names; ``length`` of a text, a name where it is free."""
     scoring, text, labels = None, None, LABELS
     files: dict[str, bytes] = {"LICENSE": b"Free to use.\n"}
     if task == "image-classification":
@@ -184,8 +184,10 @@ def parts(task: str, *, batch: int | str = "batch") -> tuple[Manifest, dict[str,
         scoring = Scoring(scale=10.0, label_embeddings="processing/labels.npy")
         files["processing/labels.npy"] = npy(np.eye(3, dtype=np.float32))
     else:
-        graphs = {"image_encoder": image_graph("image_embeds", batch=batch), "text_encoder": text_graph()}
+        graphs = {"image_encoder": image_graph("image_embeds", batch=batch), "text_encoder": text_graph(length)}
         scoring, text, labels = Scoring(scale=10.0), TEXT, ()
+        if isinstance(length, str):
+            text = msgspec.structs.replace(TEXT, padding="longest")
         files["processing/tokenizer.json"] = tokenizer_json()
     files |= {f"components/{name}.onnx": graph for name, graph in graphs.items()}
     manifest = Manifest(
@@ -212,9 +214,11 @@ def parts(task: str, *, batch: int | str = "batch") -> tuple[Manifest, dict[str,
     return manifest, files
 
 
-def make_bundle(destination: Path, task: str = "image-classification", *, batch: int | str = "batch") -> Path:
+def make_bundle(
+    destination: Path, task: str = "image-classification", *, batch: int | str = "batch", length: int | str = 4
+) -> Path:
     """A whole bundle with two golden cases."""
-    manifest, files = parts(task, batch=batch)
+    manifest, files = parts(task, batch=batch, length=length)
     scratch = destination.parent / f"{destination.name}-parts"
     for path, data in files.items():
         (scratch / path).parent.mkdir(parents=True, exist_ok=True)

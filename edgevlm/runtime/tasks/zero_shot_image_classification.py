@@ -120,13 +120,16 @@ class ZeroShotImageClassification:
                 f"'{unknown}' is not one of the {len(self._parts.labels)} labels that this bundle was compiled for.",
                 hint="Compile the model without --labels: then the bundle holds the text encoder and takes any label.",
             )
-        from edgevlm.runtime.text import load_tokenizer, tokenize
+        from edgevlm.runtime.text import embed_texts, load_tokenizer
 
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._parts.file(processing.tokenizer), processing)
         prompts = [processing.prompt_template.replace("{}", label) for label in labels]
-        outputs = run_rows(self._parts.sessions["text_encoder"], tokenize(prompts, self._tokenizer, processing))
-        return unit_rows(need_finite(output_of(outputs, "text_embeds"), "text_embeds")).astype(np.float32)
+        rows = embed_texts(prompts, self._tokenizer, processing, self._text_embeds)
+        return unit_rows(need_finite(rows, "text_embeds")).astype(np.float32)
+
+    def _text_embeds(self, feeds: Mapping[str, Array]) -> Array:
+        return output_of(run_rows(self._parts.sessions["text_encoder"], feeds), "text_embeds")
 
 
 def unit_rows(rows: Array) -> Array:
