@@ -41,8 +41,9 @@ _KIND_OF = {
     **dict.fromkeys(
         (
             "LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization",
-            "RMSNorm", "SkipSimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
-            "LpNormalization", "MVN", "NormalizeL2", "Softmax", "QLinearSoftmax", "LogSoftmax", "LogSoftMax", "SoftMax",
+            "RMSNorm", "SkipSimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization",
+            "BatchNormalization", "LpNormalization", "MVN", "NormalizeL2", "Softmax", "QLinearSoftmax", "LogSoftmax",
+            "LogSoftMax", "SoftMax",
         ),
         NORMALIZATION,
     ),

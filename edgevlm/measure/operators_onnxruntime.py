@@ -80,7 +80,7 @@ def profile(request: ProfileRequest) -> Profile:
 
 
 def _run_plain(file: Path, request: ProfileRequest) -> tuple[dict[str, Array], list[float]]:
-    """The inputs, and runs without the profiler. The session ends here: its threads would take the cores of the next."""
+    """The inputs, and runs without the profiler. It ends here: its threads would take the next session's cores."""
     plain = OnnxRuntime().open(file, request.session)
     feeds = feeds_for(request, plain.inputs)
     return feeds, run_for(lambda: plain.run(feeds), request)
@@ -179,14 +179,7 @@ def _own_times(events: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def _row(key: tuple[str, str], time_ms: float, n_calls: int, args: Mapping[str, Any], node: Node | None) -> OperatorRow:
     name, op_type = key
-    inputs: list[tuple[str, Any]] = [next(iter(each.items()), ("", [])) for each in args["input_type_shape"]]
-    types = tuple(_TYPES.get(kind, kind) for kind, _ in inputs)
-    shapes: list[tuple[int, ...] | None] = [tuple(shape) for _, shape in inputs]
-    right = RIGHT_OPERAND.get(op_type)
-    if right is not None and right < len(shapes) and not shapes[right]:
-        # Packed for the kernel: the profiler no longer sees a shape, but the optimised graph has it.
-        known = node.constant_shapes if node else ()
-        shapes[right] = known[right] if right < len(known) else None
+    types, shapes = _inputs(op_type, args["input_type_shape"], node)
     outputs = [tuple(shape) for each in args.get("output_type_shape", ()) for shape in each.values()]
     output = outputs[0] if outputs else None
     macs = count_macs(op_type, shapes, output)
@@ -200,13 +193,43 @@ def _row(key: tuple[str, str], time_ms: float, n_calls: int, args: Mapping[str, 
         precision=precision_of(op_type, types),
         provider=str(args.get("provider", "")),
         input_types=types,
-        input_shapes=tuple(shapes),
+        input_shapes=shapes,
         output_shape=output,
         macs=None if macs is None else macs * n_calls,
         n_bytes=sum(sizes) * n_calls if sizes else None,
         producers=node.producers if node else (),
         consumers=node.consumers if node else (),
     )
+
+
+def _inputs(
+    op_type: str, given: Iterable[Mapping[str, Sequence[int]]], node: Node | None
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:
+    """Types and shapes as the profiler tells them, with the operand put back that it leaves out.
+
+    A constant matrix or kernel that was packed at loading is no input any more; the optimised graph knows its shape.
+    """
+    inputs: list[tuple[str, tuple[int, ...] | None]] = [
+        (_TYPES.get(kind, kind), tuple(shape)) for each in given for kind, shape in each.items()
+    ]
+    right = RIGHT_OPERAND.get(op_type)
+    if right is not None and not _is_operand(op_type, inputs[right : right + 1]):
+        known = node.constant_shapes if node else ()
+        kind = "int8" if _is_int8(op_type) else inputs[0][0]
+        inputs.insert(right, (kind, known[right] if right < len(known) else None))
+    return tuple(kind for kind, _ in inputs), tuple(shape for _, shape in inputs)
+
+
+def _is_operand(op_type: str, given: Sequence[tuple[str, tuple[int, ...] | None]]) -> bool:
+    """Whether what stands in the operand's place is one: a scale, a zero point or a bias has fewer dimensions."""
+    if not given:
+        return False
+    kind, shape = given[0]
+    return bool(shape) and len(shape or ()) > 1 and (not _is_int8(op_type) or kind in ("int8", "uint8"))
+
+
+def _is_int8(op_type: str) -> bool:
+    return op_type.startswith(("QLinear", "QGemm", "NhwcQLinear", "DynamicQuantize")) or "Integer" in op_type
 
 
 def precision_of(op_type: str, input_types: Sequence[str]) -> str:

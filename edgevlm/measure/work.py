@@ -24,7 +24,8 @@ _TRANSPOSED_CONV = {"ConvTranspose": 1, "QLinearConvTranspose": 3, "Deconvolutio
 _MATRIX = {
     "Gemm": 1, "FusedGemm": 1, "QGemm": 3, "MatMul": 1, "FusedMatMul": 1, "TransposeMatMul": 1, "QLinearMatMul": 3,
     "MatMulInteger": 1, "MatMulInteger16": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulNBits": 1,
-    "FullyConnected": 1,
+    "FullyConnected": 1, "FullyConnectedCompressed": 1, "FullyConnectedQuantized": 1,
+    "FullyConnectedQuantizedLegacy": 1,
 }  # fmt: skip
 RIGHT_OPERAND: dict[str, int] = {**_CONV, **_TRANSPOSED_CONV, **_MATRIX}
 
@@ -76,12 +77,13 @@ def count_macs(op_type: str, inputs: Sequence[Shape | None], output: Shape | Non
     right = inputs[at] if at < len(inputs) else None
     if op_type in _MATRIX:
         return _matrix_macs(op_type, left, right, output)
-    if right is None or output is None or left is None:
+    if not right or not left or not output:
         return None
-    if op_type in _TRANSPOSED_CONV:
-        return math.prod(left) * math.prod(right) // left[1]
-    # Each output value takes the kernel of its channel: C / groups × height × width.
-    return math.prod(output) * math.prod(right) // output[1]
+    # A kernel holds all of its channels' weights: ONNX has outputs (transposed: inputs) first, OpenVINO the groups
+    # before them. Each output value takes the weights of its channel, each input value of a transposed one likewise.
+    n_channels = right[0] * right[1] if len(right) > len(output) else right[0]
+    n_values = math.prod(left) if op_type in _TRANSPOSED_CONV else math.prod(output)
+    return n_values * math.prod(right) // n_channels
 
 
 def _matrix_macs(op_type: str, left: Shape | None, right: Shape | None, output: Shape | None) -> int | None:
