@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.measure.findings import Finding
+from edgevlm.measure.kinds import kind_of
 from edgevlm.measure.operators import Profile
 from edgevlm.measure.peak import Peak
 from edgevlm.measure.work import Work
@@ -32,6 +33,8 @@ class Explained(Spec, frozen=True, kw_only=True):
 
     Args:
         name: the variant's, such as ``fp32``.
+        by_kind_ms: the operators' time by the kind of their work, a name of ``edgevlm.measure.kinds``, the costliest
+            first.
         roofline: null where its work or the peak is not known.
         failure: why there is no profile; one sentence.
     """
@@ -40,6 +43,7 @@ class Explained(Spec, frozen=True, kw_only=True):
     name: str
     backend: str
     profile: Profile | None
+    by_kind_ms: dict[str, float] = {}
     findings: tuple[Finding, ...] = ()
     roofline: Roofline | None = None
     failure: str | None = None
@@ -60,6 +64,14 @@ class Explanation(Spec, frozen=True, kw_only=True):
     reference: tuple[Explained, ...]
     peaks: tuple[Peak, ...]
     notes: tuple[str, ...] = ()
+
+
+def time_by_kind(profile: Profile) -> dict[str, float]:
+    """Milliseconds by the kind of work, the costliest first."""
+    found: dict[str, float] = {}
+    for row in profile.rows:
+        found[kind_of(row.op_type)] = found.get(kind_of(row.op_type), 0.0) + row.time_ms
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def place_under_roof(profile: Profile, work: Work, peak: Peak, *, latency_ms: float) -> Roofline | None:

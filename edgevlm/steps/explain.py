@@ -6,14 +6,13 @@ Nothing is chosen by it, so its result is stored even where the machine was too 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export import Exported
 from edgevlm.job import Work as Asked
-from edgevlm.measure.explanation import Explained, Explanation, place_under_roof
+from edgevlm.measure.explanation import Explained, Explanation, place_under_roof, time_by_kind
 from edgevlm.measure.findings import find_causes
 from edgevlm.measure.operators import PROFILERS, profile_graph
 from edgevlm.measure.peak import Peak, measure_peak
@@ -110,7 +109,13 @@ def _explain(
     if work and peak:
         latency_ms = _measured_ms(found, variant) or profile.latency_ms
         roofline = place_under_roof(profile, work, peak, latency_ms=latency_ms)
-    return msgspec.structs.replace(bare, profile=profile, findings=find_causes(profile), roofline=roofline)
+    return msgspec.structs.replace(
+        bare,
+        profile=profile,
+        by_kind_ms=time_by_kind(profile),
+        findings=find_causes(profile),
+        roofline=roofline,
+    )
 
 
 def _measured_ms(found: SearchResult, variant: Variant) -> float | None:
