@@ -110,7 +110,7 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
         name="explain",
         action="explain",
         summary="profile the winner and float by operator, against the best rates that this machine reaches",
-        params={"data": data.select, "batch": request.batch, "n_threads": request.n_threads},
+        params={},
         needs=("confirm", "search", *search.needs),
     )
     bundle = Step(

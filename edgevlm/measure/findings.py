@@ -166,7 +166,7 @@ def _signed_activations(profile: Profile, machine: Machine) -> Finding | None:
     return _finding(
         "signed activations",
         rows,
-        f"{_counted(rows)} have signed activations, {_share(rows):.0%} of the time: the int8 instructions of x86 "
+        f"{_counted(rows)} ran with signed activations, {_share(rows):.0%} of the time: the int8 instructions of x86 "
         "multiply unsigned by signed.",
         'Quantize activations to uint8: activation_sign = "u8" in the target.',
     )
@@ -182,15 +182,15 @@ def _instruction_set(profile: Profile, machine: Machine) -> Finding | None:
         return _finding(
             "instruction set",
             int8,
-            f"{machine.name} has no int8 dot product (VNNI): int8 sums saturate at 16 bits, and {_counted(int8)} take "
-            f"{_share(int8):.0%} of the time.",
+            f"{machine.name} has no int8 dot product (VNNI): its sums saturate at 16 bits. {_counted(int8)} ran in "
+            f"int8: {_share(int8):.0%} of the time.",
             "Compile for x86-64-avx2, whose weights have 7 bits, and let compile measure whether float wins.",
         )
     if int8 and machine.arch == "aarch64" and not isa & _ARM_INT8:
         return _finding(
             "instruction set",
             int8,
-            f"{machine.name} has no int8 dot product (asimddp): {_counted(int8)} take {_share(int8):.0%} of the time.",
+            f"{machine.name} has no int8 dot product (asimddp): {_counted(int8)} took {_share(int8):.0%} of the time.",
             "Let compile measure whether float wins here.",
         )
     half = [row for row in products if row.precision == "bf16"]
@@ -198,7 +198,7 @@ def _instruction_set(profile: Profile, machine: Machine) -> Finding | None:
         return _finding(
             "instruction set",
             half,
-            f"{machine.name} has no bf16 instructions: {_counted(half)} in bf16 take {_share(half):.0%} of the time.",
+            f"{machine.name} has no bf16 instructions: {_counted(half)} in bf16 took {_share(half):.0%} of the time.",
             "Ask for float32.",
         )
     half = [row for row in products if row.precision == "float16"]
@@ -206,7 +206,7 @@ def _instruction_set(profile: Profile, machine: Machine) -> Finding | None:
         return _finding(
             "instruction set",
             half,
-            f"ONNX Runtime has no float16 kernels on x86: {_counted(half)} run at the speed of float32, "
+            f"ONNX Runtime has no float16 kernels on x86: {_counted(half)} ran at the speed of float32: "
             f"{_share(half):.0%} of the time.",
             "Ship float32 or int8 here; float16 saves space alone.",
         )
@@ -242,8 +242,8 @@ def _depthwise(profile: Profile, _machine: Machine) -> Finding | None:
     return _finding(
         "depthwise convolutions",
         rows,
-        f"{_counted(rows)} are depthwise: {share:.0%} of the time for {share_of_macs:.0%} of the "
-        "multiply-accumulates, since each value read is used only a few times.",
+        f"Depthwise convolutions ({_counted(rows)}) take {share:.0%} of the time for {share_of_macs:.0%} of the "
+        "multiply-accumulates: each value that they read is used only a few times.",
         "Try another backend (--backends), whose kernels may differ most here; the graph itself cannot do better.",
     )
 
@@ -266,7 +266,7 @@ def _layout(profile: Profile, _machine: Machine) -> Finding | None:
     return _finding(
         "layout",
         rows,
-        f"{_counted(rows)} only move values: {_share(rows):.0%} of the time.",
+        f"{_counted(rows)} only moved values: {_share(rows):.0%} of the time.",
         "Export from a layout that the kernels keep, and look for transposes and slices that undo one another.",
     )
 
@@ -359,7 +359,7 @@ def _share(rows: Iterable[OperatorRow]) -> float:
 
 def _counted(rows: Iterable[OperatorRow]) -> str:
     """``12 Softmax``, ``12 Softmax and 3 Gemm``, or the three commonest and how many others."""
-    counts = Counter(row.op_type for row in rows).most_common()
+    counts = sorted(Counter(row.op_type for row in rows).items(), key=lambda item: (-item[1], item[0]))
     told = [f"{n} {op_type}" for op_type, n in counts[:3]]
     n_others = sum(n for _, n in counts[3:])
     return _joined([*told, *([f"{n_others} others"] if n_others else [])])
