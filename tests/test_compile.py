@@ -76,7 +76,7 @@ def test_the_report_says_where_the_time_goes(first):
     explanation = report.explanation
     assert explanation is not None
     (ships,) = explanation.winner
-    assert explanation.reference == (), "float is what ships"
+    assert {each.name for each in explanation.reference} <= {"fp32"}
     assert ships.failure is None
     assert ships.profile is not None
     assert ships.profile.has_real_inputs
