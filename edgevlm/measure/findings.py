@@ -242,8 +242,8 @@ def _depthwise(profile: Profile, _machine: Machine) -> Finding | None:
     return _finding(
         "depthwise convolutions",
         rows,
-        f"Depthwise convolutions ({_counted(rows)}) take {share:.0%} of the time for {share_of_macs:.0%} of the "
-        "multiply-accumulates: each value that they read is used only a few times.",
+        f"{_counted(rows)} used each value that they read only a few times: {share:.0%} of the time for "
+        f"{share_of_macs:.0%} of the multiply-accumulates.",
         "Try another backend (--backends), whose kernels may differ most here; the graph itself cannot do better.",
     )
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import BundleError, MissingToolError
 from edgevlm.measure.operators import (
     N_WARMUP,
     OperatorRow,
@@ -24,8 +23,7 @@ from edgevlm.measure.operators import (
     with_shares,
 )
 from edgevlm.measure.work import count_macs
-from edgevlm.runtime.machine import describe_machine
-from edgevlm.runtime.spec import TensorSpec
+from edgevlm.runtime.backends.openvino import OpenVino, import_openvino, session_settings
 
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8", "i32": "int32",
@@ -36,28 +34,18 @@ _CONVERSIONS = frozenset({"Convert", "FakeQuantize", "Reorder"})
 
 
 def profile(request: ProfileRequest) -> Profile:
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise MissingToolError("OpenVINO is not installed.", hint="Run: pip install openvino") from error
-    core = ov.Core()
-    n_threads = request.session.n_threads or describe_machine().n_physical_cores
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": n_threads, **request.session.entries}
-    try:
-        model = core.read_model(request.file)
-        plain = core.compile_model(model, "CPU", settings).create_infer_request()
-        compiled = core.compile_model(model, "CPU", {**settings, "PERF_COUNT": True})
-    except Exception as error:  # openvino raises RuntimeError and its own classes
-        words = " ".join(str(error).split())[:400]
-        raise BundleError(f"OpenVINO {ov.__version__} refuses '{Path(request.file).name}': {words}.") from error
-    inputs = [_tensor_spec(port) for port in model.inputs]
-    feeds = feeds_for(request, inputs)
-    samples = run_for(lambda: plain.infer(feeds), request)
+    file = Path(request.file)
+    plain = OpenVino().open(file, request.session)
+    feeds = feeds_for(request, plain.inputs)
+    samples = run_for(lambda: plain.run(feeds), request)
+    core = import_openvino().Core()
+    settings = session_settings(request.session)
+    compiled = core.compile_model(core.read_model(str(file)), "CPU", {**settings, "PERF_COUNT": "YES"})
     counted = compiled.create_infer_request()
     counters: list[dict[tuple[str, str], tuple[str, float]]] = []
 
     def run() -> None:
-        counted.infer(feeds)
+        counted.infer(list(feeds.values()))  # in the order of the graph's inputs
         counters.append(
             {
                 (info.node_name, info.node_type): (info.exec_type, info.real_time.total_seconds() * 1000)
@@ -75,8 +63,8 @@ def profile(request: ProfileRequest) -> Profile:
     ]
     return Profile(
         backend="openvino",
-        version=str(ov.__version__),
-        n_threads=n_threads,
+        version=OpenVino().version() or "",
+        n_threads=int(settings["INFERENCE_NUM_THREADS"]),
         n_runs=len(counters),
         latency_ms=statistics.median(samples),
         operators_ms=math.fsum(row.time_ms for row in rows),
@@ -138,9 +126,3 @@ def _layer(op: Any) -> str:
 def _shape(port: Any) -> tuple[int, ...] | None:
     shape = port.get_partial_shape()
     return tuple(shape.to_shape()) if shape.is_static else None
-
-
-def _tensor_spec(port: Any) -> TensorSpec:
-    dims = tuple(int(d.get_length()) if d.is_static else "?" for d in port.get_partial_shape())
-    kind = port.get_element_type().to_string()
-    return TensorSpec(name=port.get_any_name(), dtype=_TYPES.get(kind, kind), shape=dims)

@@ -16,6 +16,7 @@ from edgevlm.measure.operators import profile_graph
 from edgevlm.measure.peak import PROBES, Peak, PeakRequest, Rate, measure_here, measure_peak, probes_for, save_probe
 from edgevlm.measure.work import work_of_graph
 from edgevlm.runtime.backends.onnxruntime import OnnxRuntime
+from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import SessionOptions
 from edgevlm.store import Store
 from tests.measure import graphs
@@ -54,6 +55,19 @@ def test_the_peak_of_this_machine_is_measured(tmp_path: Path):
         assert 0.01 < rate.gmac_per_s < 100_000
     assert 0.05 < found.bandwidth_gb_per_s < 10_000
     assert found.rate("bf16") is None
+
+
+def test_openvino_has_rates_of_its_own(tmp_path: Path):
+    pytest.importorskip("openvino", reason="OpenVINO is an extra of its own")
+    found = measure_peak(backend="openvino", n_threads=1, store=Store(tmp_path), probe_ms=1.0)
+    has_bf16 = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(describe_machine().isa))
+    assert [rate.precision for rate in found.rates] == ["float32", *(["bf16"] if has_bf16 else []), "int8"]
+    for i, probe in enumerate(PROBES):
+        save_probe(probe, "int8", tmp_path / f"{i}.onnx")
+        profile = profile_graph(
+            tmp_path / f"{i}.onnx", backend="openvino", session=SessionOptions(n_threads=1), block_ms=1
+        )
+        assert main_precision(profile) == "int8", probe.name
 
 
 def test_a_valid_peak_is_looked_up_and_another_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
