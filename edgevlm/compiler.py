@@ -71,6 +71,9 @@ ACTIONS: dict[str, ActionSpec] = {
         keep="edgevlm.steps.search:is_kept",
     ),
     "confirm": ActionSpec(run="edgevlm.steps.confirm:run", tools=(*_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True),
+    "explain": ActionSpec(
+        run="edgevlm.steps.explain:run", tools=("onnx", *_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True
+    ),
     "bundle": ActionSpec(
         run="edgevlm.steps.bundle:run", tools=("onnx", "msgspec", *_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True
     ),

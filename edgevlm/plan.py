@@ -106,6 +106,13 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
         params={"data": data.report, "max_drop": request.budgets.max_drop},
         needs=("search", *search.needs),
     )
+    explain = Step(
+        name="explain",
+        action="explain",
+        summary="profile the winner and float by operator, against the best rates that this machine reaches",
+        params={},
+        needs=("confirm", "search", *search.needs),
+    )
     bundle = Step(
         name="bundle",
         action="bundle",
@@ -119,7 +126,7 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
         },
         needs=("confirm", "search", *search.needs),
     )
-    return (*exports, *fold, search, confirm, bundle)
+    return (*exports, *fold, search, confirm, explain, bundle)
 
 
 def names(steps: tuple[Step, ...]) -> tuple[str, ...]:

@@ -14,7 +14,10 @@ import pytest
 
 import edgevlm
 from edgevlm.data import shapes
+from edgevlm.measure.kinds import KINDS
 from edgevlm.measure.protocol import QUICK
+from edgevlm.report.spec import Report
+from edgevlm.runtime.spec import from_json
 from tests import colours
 
 
@@ -63,6 +66,30 @@ def first(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory)
     result = compiled(model, "--eval-data", pictures, "-o", output)
     assert not any(hits(result).values())
     return output
+
+
+# --- where the time goes ----------------------------------------------------------------------------------
+
+
+def test_the_report_says_where_the_time_goes(first):
+    report = from_json((first / "report" / "report.json").read_bytes(), Report)
+    explanation = report.explanation
+    assert explanation is not None
+    (ships,) = explanation.winner
+    assert {each.name for each in explanation.reference} <= {"fp32"}
+    assert ships.failure is None
+    assert ships.profile is not None
+    assert ships.profile.has_real_inputs
+    assert ships.by_kind_ms.keys() <= set(KINDS)
+    (work,) = explanation.work.values()
+    assert work.macs > 0
+    assert ships.roofline is not None
+    assert ships.roofline.precision == "float32"
+    assert explanation.notes == ()
+    for name in ("report.html", "report.md"):
+        text = (first / "report" / name).read_text(encoding="utf-8")
+        assert "Where the time goes" in text
+        assert ships.profile.rows[0].op_type in text
 
 
 # --- the same again, and almost the same ------------------------------------------------------------------

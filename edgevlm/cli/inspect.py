@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,23 +11,87 @@ import click
 from edgevlm.cli.common import Output, detailed_output_options
 
 if TYPE_CHECKING:
+    from edgevlm.measure.explanation import Explained
+    from edgevlm.measure.operators import OperatorRow
     from edgevlm.runtime.spec import Component, Manifest, TensorSpec, TextProcessing
 
 
 @click.command("inspect")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--operators", "has_operators", is_flag=True, help="Profile each graph here, and say what is slow.")
+@click.option("--threads", type=click.IntRange(min=0), help="With --operators: 0 means all cores; else as compiled.")
+@click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="With --operators: rows shown.")
 @detailed_output_options
-def inspect_command(bundle: Path, output: Output) -> None:
+def inspect_command(bundle: Path, has_operators: bool, threads: int | None, top: int, output: Output) -> None:
     """Say what is in a bundle: task, graphs, processing, what was measured, where it comes from.
 
+    With --operators: which operators its graphs spend their time in on this machine, and what would mend it. Then
+    BUNDLE may also be a graph: an .onnx file, or OpenVINO's .xml.
+
     \b
-    Example:
+    Examples:
       edgevlm inspect mobilenet-cpu/
+      edgevlm inspect mobilenet-cpu/ --operators
+      edgevlm inspect any-model.onnx --operators --threads 1
     """
+    if has_operators:
+        from edgevlm.measure.look_inside import inspect_operators
+
+        explained = inspect_operators(bundle, n_threads=threads)
+        output.value(explained, lambda: "\n\n".join(operators_text(each, top=top) for each in explained))
+        return
     from edgevlm.verbs import inspect
 
     manifest = inspect(bundle)
     output.value(manifest, lambda: description_text(manifest, is_verbose=output.is_verbose))
+
+
+def operators_text(explained: Explained, *, top: int = 15, width: int = 96) -> str:
+    """A profile for people: the slowest operators, the rest summed, and what stands out."""
+    from edgevlm.cli.tables import table_text
+    from edgevlm.report import notation
+
+    profile = explained.profile
+    assert profile is not None, "what could not be profiled was an error"
+    inputs = "real inputs" if profile.has_real_inputs else "made-up inputs"
+    title = (
+        f"{' '.join(filter(None, (explained.graph, explained.name)))} on {profile.backend} {profile.version}, "
+        f"{notation.count(profile.n_threads, 'thread')}: {notation.ms(profile.latency_ms)} ms, {inputs}, "
+        f"{notation.count(profile.n_runs, 'run')}"
+    )
+    shown, rest = profile.rows[:top], profile.rows[top:]
+    names = notation.shortened([row.name for row in shown], 36)
+    lines = [
+        (name, row.op_type, row.precision, notation.ms(row.time_ms), notation.percent(row.share), _rate(row))
+        for name, row in zip(names, shown, strict=True)
+    ]
+    if rest:
+        time_ms, share = sum(row.time_ms for row in rest), sum(row.share for row in rest)
+        lines.append((notation.count(len(rest), "other"), "", "", notation.ms(time_ms), notation.percent(share), ""))
+    header = ("operator", "type as run", "computes in", "ms", "share", "GMAC/s")
+    parts = [title, table_text(header, lines, right=(3, 4, 5))]
+    kinds = ", ".join(
+        f"{kind} {notation.percent(time_ms / profile.operators_ms)}"
+        for kind, time_ms in explained.by_kind_ms.items()
+        if profile.operators_ms and time_ms / profile.operators_ms >= 0.001
+    )
+    parts.append(textwrap.fill(f"By kind of work: {kinds}.", width))
+    for finding in explained.findings:
+        told = textwrap.wrap(f"{finding.kind}: {finding.what}", width, initial_indent="! ", subsequent_indent="  ")
+        told += textwrap.wrap(finding.remedy, width, initial_indent="  → ", subsequent_indent="    ")
+        if finding.where:
+            # Names are never wrapped: people search for them.
+            told.append(f"  at {', '.join(finding.where)}{', …' if finding.n > len(finding.where) else ''}")
+        parts.append("\n".join(told))
+    if not explained.findings:
+        parts.append("Nothing stands out.")
+    return "\n\n".join(parts)
+
+
+def _rate(row: OperatorRow) -> str:
+    from edgevlm.report import notation
+
+    return notation.ms(row.macs / row.time_ms / 1e6) if row.macs and row.time_ms else ""
 
 
 def description_text(manifest: Manifest, *, is_verbose: bool = False) -> str:

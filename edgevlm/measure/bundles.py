@@ -251,3 +251,14 @@ class WholeSession:
         answer: Result = self._pipeline(feeds[_PICTURE].tobytes(), labels=self._labels)
         assert answer is not None
         return {}
+
+
+def golden_inputs(bundle: Bundle, component: Component) -> dict[str, Array]:
+    """What a graph takes for the bundle's first golden picture, at the batch that it was built for (1 where free).
+
+    Raises: UsageError: the bundle holds no golden picture.
+    """
+    picture = _first_picture({str(bundle.origin): bundle})
+    rows = component.inputs[0].shape[0]
+    batch = rows if isinstance(rows, int) else 1
+    return {name: np.repeat(value, batch, axis=0) for name, value in _graph_input(bundle, component, picture).items()}

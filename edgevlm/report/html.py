@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from edgevlm.report import facts, notation, plots
+from edgevlm.report import facts, notation, plots, where
 from edgevlm.report.spec import CandidateRow, Report
 from edgevlm.runtime.spec import Spec
 
@@ -30,6 +30,7 @@ def html_from_report(report: Report) -> str:
         facts=facts,
         rows=facts.in_order(report),
         whiskers=whiskers(report),
+        where=where.where_time_goes(report),
         trade_off=tuple(Markup(plots.trade_off_svg(report, width)) for width in (plots.WIDE, plots.NARROW)),
         trade_off_alt=trade_off_alt(report),
         runs=tuple(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from edgevlm.report import facts, notation
+from edgevlm.report import facts, notation, where
 from edgevlm.report.spec import CandidateRow, Report
 
 NUMERIC = "---:"
@@ -19,6 +19,7 @@ def markdown_from_report(report: Report) -> str:
         _cautions(report),
         _candidates(report),
         _sensitivity(report),
+        *(_where(item) for item in where.where_time_goes(report)),
         _section("How accuracy was judged", _pairs(facts.how_judged(report))),
         _section("Budgets", _pairs(facts.budgets(report))),
         _proofs(report),
@@ -86,6 +87,36 @@ COLUMNS = (
     Column("memory", lambda row: notation.size(row.memory_bytes), facts.is_timed),
     Column("load ms", lambda row: notation.ms(row.load_ms), facts.is_timed),
 )
+
+
+def _where(item: where.WhereTimeGoes) -> str:
+    parts = [text(item.lead)]
+    if item.bars:
+        rows = [(text(bar.kind), *(notation.ms(value) for value in bar.times_ms)) for bar in item.bars]
+        header = ("operators", *(f"{text(form.name)}, ms" for form in item.forms))
+        parts.append(_table(header, (TEXT,) + (NUMERIC,) * len(item.forms), rows))
+    if item.roofs:
+        header = ("graph", "GMAC/s", "computes in", "best rate here, GMAC/s", "share of it")
+        roofs = [
+            (
+                text(r.name),
+                notation.ms(r.gmac_per_s),
+                text(r.precision),
+                notation.ms(r.best_gmac_per_s),
+                r.fraction_text,
+            )
+            for r in item.roofs
+        ]
+        parts += [_table(header, (TEXT, NUMERIC, TEXT, NUMERIC, NUMERIC), roofs), text(item.about_roofs)]
+    parts += [f"- **{text(f.kind)}.** {text(f.what)} {text(f.remedy)}" for f in item.findings]
+    if item.operators:
+        header = ("operator", "type as run", "computes in", "ms", "share")
+        slowest = [
+            (text(o.name), text(o.op_type), text(o.precision), notation.ms(o.time_ms), notation.percent(o.share))
+            for o in item.operators
+        ]
+        parts += [text(item.about_operators), _table(header, (TEXT, TEXT, TEXT, NUMERIC, NUMERIC), slowest)]
+    return _section(item.title, "\n\n".join([*parts, *(text(note) for note in item.notes)]))
 
 
 def _proofs(report: Report) -> str:

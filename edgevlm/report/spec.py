@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from edgevlm.measure.explanation import Explanation
 from edgevlm.measure.spec import Comparison, Environment
 from edgevlm.runtime.spec import Accuracy, Latency, Spec
 
@@ -114,7 +115,8 @@ class Report(Spec, frozen=True, kw_only=True):
     """Everything that a compile found out.
 
     ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too. ``comparisons``
-    are of the best, one for each graph; ``screenings`` are the short ones before them.
+    are of the best, one for each graph; ``screenings`` are the short ones before them. ``explanation`` is null where
+    nothing was profiled.
     """
 
     schema_version: int
@@ -144,3 +146,4 @@ class Report(Spec, frozen=True, kw_only=True):
     screenings: tuple[Comparison, ...] = ()
     sensitivities: tuple[GroupSensitivity, ...] = ()
     pareto: tuple[str, ...] = ()
+    explanation: Explanation | None = None

@@ -11,6 +11,7 @@ import msgspec
 from edgevlm.export import Exported
 from edgevlm.job import Job
 from edgevlm.measure.environment import describe_environment
+from edgevlm.measure.explanation import Explanation
 from edgevlm.plan import TEXT_ENCODER, Budgets
 from edgevlm.report import write_report
 from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Report, StepRow
@@ -62,6 +63,7 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         screenings=found.screenings,
         sensitivities=found.sensitivities,
         pareto=found.pareto,
+        explanation=read_spec(folders["explain"] / "explanation.json", Explanation),
     )
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from edgevlm.measure.explanation import Explained, Explanation, place_under_roof, time_by_kind
+from edgevlm.measure.findings import find_causes
+from edgevlm.measure.operators import OperatorRow, Profile, with_shares
+from edgevlm.measure.peak import Peak, Rate
 from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Ratio
+from edgevlm.measure.work import Work
 from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Proof, Report, StepRow
+from edgevlm.runtime.machine import Machine
 from edgevlm.runtime.spec import Accuracy, Latency
 
 TOOLS = {"edgevlm": "0.1.0", "onnx": "1.23.0", "onnxruntime": "1.32.0", "torch": "2.13.0", "transformers": "5.23.0"}
@@ -21,6 +27,27 @@ ENVIRONMENT = Environment(
     python="3.11.9",
     tools={"numpy": "2.4.0", "onnxruntime": "1.32.0"},
 )
+
+MACHINE = Machine(
+    arch="x86-64", isa=ENVIRONMENT.isa, is_isa_known=True, cpu=ENVIRONMENT.machine, board="", n_physical_cores=2,
+    n_logical_cores=2, memory_bytes=ENVIRONMENT.memory_bytes, os=ENVIRONMENT.os,
+)  # fmt: skip
+
+# name, type as run, precision, ms, million multiply-accumulates, of the int8 graph and of the float one
+OPERATORS = {
+    "int8-static-u8s8-minmax": (
+        ("features.0", "Conv", "float32", 0.29, 10.8), ("features.1_dw", "QLinearConv", "int8", 0.63, 3.6),
+        *((f"features.{i}", "QLinearConv", "int8", 0.21, 25.0) for i in range(2, 12)),
+        ("pool", "QLinearGlobalAveragePool", "int8", 0.02, 0.0), ("classifier", "QGemm", "int8", 0.11, 1.3),
+        ("input_quantized", "QuantizeLinear", "conversion", 0.13, 0.0),
+        ("features.0_dequantized", "DequantizeLinear", "conversion", 0.09, 0.0),
+    ),
+    "fp32": (
+        ("features.0", "Conv", "float32", 0.31, 10.8), ("features.1_dw", "Conv", "float32", 1.23, 3.6),
+        *((f"features.{i}", "Conv", "float32", 0.59, 25.0) for i in range(2, 12)),
+        ("pool", "GlobalAveragePool", "float32", 0.02, 0.0), ("classifier", "Gemm", "float32", 0.12, 1.3),
+    ),
+}  # fmt: skip
 
 # name, precision, status, reason, median ms, ratio half-width, accuracy, drop, size MB, memory MB, rounds
 SHAPES = (
@@ -123,12 +150,57 @@ def example_report() -> Report:
         reproduce="edgevlm compile models/mobilenet_v2 --target cpu \\\n"
         "    --eval-data pictures --max-drop 0.01 --max-latency-ms 9 --threads 2 -o out",
         tools=TOOLS,
+        explanation=example_explanation(),
+    )  # fmt: skip
+
+
+def example_explanation() -> Explanation:
+    """MobileNetV2: its first convolution stayed in float, and one depthwise convolution is slow."""
+    work = Work(macs=265_700_000, by_op={"Conv": 264_400_000, "Gemm": 1_300_000}, weight_bytes=13_961_204,
+                activation_bytes=52_015_392)  # fmt: skip
+    peak = Peak(
+        backend="onnxruntime", version="1.32.0", n_threads=2, bandwidth_gb_per_s=31.4, disagreement=0.011,
+        is_valid=True, machine=ENVIRONMENT.machine,
+        rates=(
+            Rate(precision="float32", gmac_per_s=112.0, probe="MatMul 512×512×512", by_probe={}),
+            Rate(precision="int8", gmac_per_s=406.0, probe="MatMul 384×768×768", by_probe={}),
+        ),
+    )  # fmt: skip
+    return Explanation(
+        work={"model": work},
+        winner=(_explained("int8-static-u8s8-minmax", 3.71, work, peak),),
+        reference=(_explained("fp32", 7.74, work, peak),),
+        peaks=(peak,),
+    )
+
+
+def _explained(name: str, latency_ms: float, work: Work, peak: Peak) -> Explained:
+    rows = with_shares([
+        OperatorRow(
+            name=operator, op_type=op_type, n_calls=1, time_ms=time_ms, share=0.0, precision=precision,
+            provider="CPUExecutionProvider", macs=round(mega_macs * 1e6), n_bytes=400_000,
+            input_shapes=((1, 32, 112, 112), (32, 1, 3, 3)) if operator.endswith("_dw") and name == "fp32" else (),
+            producers=("input",) if operator == "input_quantized" else ("Conv",),
+            consumers=("QLinearConv",),
+        )
+        for operator, op_type, precision, time_ms, mega_macs in OPERATORS[name]
+    ])  # fmt: skip
+    profile = Profile(
+        backend="onnxruntime", version="1.32.0", n_threads=2, n_runs=100, latency_ms=latency_ms,
+        operators_ms=sum(row.time_ms for row in rows), profiler_ms=0.003, dispatch_ms=0.01, has_real_inputs=True,
+        rows=rows,
+    )  # fmt: skip
+    return Explained(
+        graph="model", name=name, backend="onnxruntime", profile=profile, by_kind_ms=time_by_kind(profile),
+        findings=find_causes(profile, machine=MACHINE),
+        roofline=place_under_roof(profile, work, peak, latency_ms=latency_ms),
     )  # fmt: skip
 
 
 def fallback_report() -> Report:
     """Nothing beat float: it ships; judged by agreement with itself on generated pictures."""
     report = example_report()
+    explanation = example_explanation()
     float_row = next(row for row in report.candidates if row.name == "fp32")
     slower = tuple(
         msgspec.structs.replace(row, status="slower than float", reason="Not faster than float.", ratio=1.2,
@@ -157,6 +229,7 @@ def fallback_report() -> Report:
             ratio_high=None,
         ),
         size_bytes=report.float_size_bytes,
+        explanation=msgspec.structs.replace(explanation, winner=explanation.reference, reference=()),
     )
 
 
@@ -204,6 +277,7 @@ def unmeasured_report() -> Report:
         report,
         target="raspberry-pi-5",
         selection="unmeasured",
+        explanation=None,
         winner="fp32",
         verdict="The target is not at hand, so nothing is claimed: run `edgevlm tune` on it.",
         accuracy=None,

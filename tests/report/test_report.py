@@ -109,7 +109,7 @@ def test_markdown_escapes_what_would_be_markup() -> None:
 def test_markdown_is_read_as_tables_by_a_real_parser() -> None:
     markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py comes with rich")
     html = markdown_it.MarkdownIt("commonmark").enable("table").render(text_from_report(example_report(), "md"))
-    assert html.count("<table>") == 10
+    assert html.count("<table>") == 13
     assert "|" not in re.sub(r"<pre>.*?</pre>", "", html, flags=re.DOTALL)
 
 

@@ -39,22 +39,7 @@ class OnnxRuntime:
             import onnxruntime as ort
         except ImportError as error:
             raise MissingToolError("ONNX Runtime is not installed.", hint="Run: pip install onnxruntime") from error
-        ort.disable_telemetry_events()
-        levels = ort.GraphOptimizationLevel
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 3
-        # Left to itself ONNX Runtime starts a thread for each core of the machine, even where this process may not use
-        # it (a container, taskset), and ties it to that core.
-        settings.intra_op_num_threads = options.n_threads or describe_machine().n_physical_cores
-        settings.inter_op_num_threads = 1
-        settings.graph_optimization_level = {
-            "none": levels.ORT_DISABLE_ALL,
-            "basic": levels.ORT_ENABLE_BASIC,
-            "extended": levels.ORT_ENABLE_EXTENDED,
-            "all": levels.ORT_ENABLE_ALL,
-        }[options.graph_level]
-        for key, value in options.entries.items():
-            settings.add_session_config_entry(key, value)
+        settings = session_settings(options)
         try:
             session = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own classes, all derived from Exception alone
@@ -63,6 +48,29 @@ class OnnxRuntime:
                 hint="Check that this ONNX Runtime is at least the version the bundle names (edgevlm inspect).",
             ) from error
         return OnnxRuntimeSession(session)
+
+
+def session_settings(options: SessionOptions) -> Any:
+    """ONNX Runtime's own settings for ``options``."""
+    import onnxruntime as ort
+
+    ort.disable_telemetry_events()
+    levels = ort.GraphOptimizationLevel
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    # Left to itself ONNX Runtime starts a thread for each core of the machine, even where this process may not use it
+    # (a container, taskset), and ties it to that core.
+    settings.intra_op_num_threads = options.n_threads or describe_machine().n_physical_cores
+    settings.inter_op_num_threads = 1
+    settings.graph_optimization_level = {
+        "none": levels.ORT_DISABLE_ALL,
+        "basic": levels.ORT_ENABLE_BASIC,
+        "extended": levels.ORT_ENABLE_EXTENDED,
+        "all": levels.ORT_ENABLE_ALL,
+    }[options.graph_level]
+    for key, value in options.entries.items():
+        settings.add_session_config_entry(key, value)
+    return settings
 
 
 class OnnxRuntimeSession:

@@ -48,7 +48,7 @@ class OpenVino:
         try:
             core = ov.Core()
             model = core.read_model(str(file))
-            compiled = core.compile_model(model, "CPU", _settings(options))
+            compiled = core.compile_model(model, "CPU", session_settings(options))
         except Exception as error:  # openvino raises RuntimeError, TypeError and classes of its own
             raise BundleError(
                 f"OpenVINO {self.version()} refuses '{file.name}': {words_of(error)}.",
@@ -133,7 +133,7 @@ def words_of(error: BaseException) -> str:
     return " ".join(" ".join(kept).split())[:400].rstrip(".: ") or type(error).__name__
 
 
-def _settings(options: SessionOptions) -> dict[str, str]:
+def session_settings(options: SessionOptions) -> dict[str, str]:
     """What to compile a graph with; ``graph_level`` means nothing here, OpenVINO always does all it can."""
     if unknown := sorted(options.entries.keys() - _ENTRIES):
         raise ValueError(f"a session cannot be told {', '.join(unknown)}")
