@@ -121,4 +121,4 @@ def _load(folder: Path, description: Mapping[str, Any]) -> Any:
 
         return module_from_onnx(folder / description["graph"])
     module, _, factory = description["factory"].partition(":")
-    return getattr(importlib.import_module(module), factory)().eval()
+    return getattr(importlib.import_module(module), factory)(folder).eval()

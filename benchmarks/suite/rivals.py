@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.suite.spec import Rival
 
 ORT = "onnxruntime"
@@ -110,9 +112,10 @@ RIVALS: tuple[Rival, ...] = (
 )
 
 
-def rivals_named(names: tuple[str, ...]) -> tuple[Rival, ...]:
+def rivals_named(names: Sequence[str], *, environment: str = "") -> tuple[Rival, ...]:
     """Those whose names hold one of ``names``, ignoring case; all where there is none. Float is always among them."""
-    if not names:
-        return RIVALS
+    found = [each for each in RIVALS if not environment or each.environment == environment]
     wanted = [name.lower() for name in names]
-    return tuple(each for each in RIVALS if each.name == FLOAT or any(name in each.name.lower() for name in wanted))
+    return tuple(
+        each for each in found if not wanted or each.name == FLOAT or any(name in each.name.lower() for name in wanted)
+    )
