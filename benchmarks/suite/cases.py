@@ -60,7 +60,7 @@ CASES: tuple[Case, ...] = (
         key="espnetv2-s2",
         name="ESPNetv2 s2.0 (VOC, 384)",
         model="models/espnetv2-s2.0-voc.onnx",
-        card="espnetv2-s2.0-voc.card.toml",
+        card="espnetv2-voc.card.toml",
         data="data/coco128",
     ),
     Case(key="mobilevit-s", name="MobileViT-S (256)", model="mobilevit-s", is_random=True, is_transformer=True),

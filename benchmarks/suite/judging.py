@@ -9,7 +9,6 @@ edgevlm chose its own by the same rule. The lowest picture's cosine is told besi
 from __future__ import annotations
 
 import hashlib
-
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -113,7 +112,9 @@ class Judge:
 
     def _key(self, subject: Subject) -> str:
         file = Path(subject.file)
-        parts = hashlib.sha256(f"{self._prepared.digest} {subject.backend} {sorted(subject.session.entries.items())}".encode())
+        parts = hashlib.sha256(
+            f"{self._prepared.digest} {subject.backend} {sorted(subject.session.entries.items())}".encode()
+        )
         for part in sorted(file.parent.glob(f"{file.stem}.*")) if file.is_file() else sorted(file.glob("*.json")):
             parts.update(part.read_bytes())
         return parts.hexdigest()[:24]

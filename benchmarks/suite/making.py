@@ -20,7 +20,12 @@ TIMEOUT_S = 1800
 
 def environment_variables() -> dict[str, str]:
     """For a process of another interpreter: it finds this repository, and reports nothing home."""
-    quiet = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return {**os.environ, **quiet, "PYTHONPATH": str(REPOSITORY)}
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import msgspec
 import numpy as np
@@ -101,7 +101,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         _write(replies, {_FAILED: np.array(message)})
 
 
-def _write(stream: BinaryIO, arrays: Mapping[str, Array]) -> None:
+def _write(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})
     stream.write(len(buffer.getbuffer()).to_bytes(8, "little"))
@@ -109,7 +109,7 @@ def _write(stream: BinaryIO, arrays: Mapping[str, Array]) -> None:
     stream.flush()
 
 
-def _read(stream: BinaryIO) -> dict[str, Array] | None:
+def _read(stream: IO[bytes]) -> dict[str, Array] | None:
     length = stream.read(8)
     if len(length) < 8:
         return None

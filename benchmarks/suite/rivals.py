@@ -15,9 +15,6 @@ EAGER = "PyTorch eager"
 
 RIVALS: tuple[Rival, ...] = (
     Rival(name=EAGER, environment="torch", takes="module", backend="benchmarks.suite.backends:TorchEager"),
-    Rival(
-        name="torch.compile", environment="torch", takes="module", backend="benchmarks.suite.backends:TorchCompile"
-    ),
     Rival(name=FLOAT, environment="onnxruntime", backend=ORT),
     Rival(
         name="ONNX Runtime static int8",
@@ -109,6 +106,7 @@ RIVALS: tuple[Rival, ...] = (
         maker=f"{MAKERS}.olive:dynamic_int8",
         backend=ORT,
     ),
+    Rival(name="torch.compile", environment="torch", takes="module", backend="benchmarks.suite.backends:TorchCompile"),
 )
 
 

@@ -60,7 +60,9 @@ def run_case(
     found = []
     for n_threads in threads:
         say(f"{case.name}, {n_threads} threads: compiling and measuring")
-        found.append(_at_threads(prepared, judge, contenders, subjects, n_threads, screening, final, compile_protocol, say))
+        found.append(
+            _at_threads(prepared, judge, contenders, subjects, n_threads, screening, final, compile_protocol, say)
+        )
     return CaseResult(
         schema_version=SCHEMA_VERSION,
         key=case.key,
@@ -76,9 +78,7 @@ def run_case(
 # --- rivals -----------------------------------------------------------------------------------------------
 
 
-def _ready(
-    rival: Rival, prepared: Prepared, judge: Judge, environments: Path
-) -> tuple[Contender, Subject | None]:
+def _ready(rival: Rival, prepared: Prepared, judge: Judge, environments: Path) -> tuple[Contender, Subject | None]:
     """The rival made and judged; without a subject where it did not get that far."""
     folder = prepared.work / "rivals" / rival.name.lower().replace(" ", "-").replace("(", "").replace(")", "")
     contender = Contender(name=rival.name, environment=rival.environment)

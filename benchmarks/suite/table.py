@@ -12,7 +12,7 @@ from benchmarks.suite.spec import CaseResult, Contender, Judged, ThreadsResult
 from edgevlm.measure.spec import Measurement, Ratio
 
 MARGIN = 1.03
-"""Processes of one graph differ by a percent or two (docs/measuring.md); what lies above this is no accident of that."""
+"""Processes of one graph differ by a percent or two (docs/measuring.md); more than this is no accident of that."""
 
 
 def summary(results: Sequence[CaseResult]) -> str:
@@ -93,10 +93,10 @@ def _conditions(results: Sequence[CaseResult]) -> str:
     told = ", ".join(f"{name} {version}" for name, version in sorted(tools.items()))
     random = sum(case.is_random for case in results)
     return (
-        f"{environment.machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, batch 1, {told}. Above 1 edgevlm is "
-        "faster; brackets are 95 % intervals of ratios measured in turns. Within the budget: the task's metric falls by "
-        f"at most {100 * MAX_DROP:g} point or, for the {random} models with random weights, the mean centred cosine to "
-        f"float is at least {1 - MAX_DROP:g}. Made by `python -m benchmarks.suite`; raw samples in "
+        f"{environment.machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, batch 1, {told}. Above 1 edgevlm "
+        "is faster; brackets are 95 % intervals of ratios measured in turns. Within the budget: the task's metric "
+        f"falls by at most {100 * MAX_DROP:g} point or, for the {random} models with random weights, the mean centred "
+        f"cosine to float is at least {1 - MAX_DROP:g}. Made by `python -m benchmarks.suite`; raw samples in "
         "`benchmarks/results/suite/`."
     )
 

@@ -315,7 +315,9 @@ def test_subject_with_an_interpreter_of_its_own_runs_there(inputs: str, tmp_path
     """An environment without ONNX Runtime or edgevlm: the worker takes edgevlm from here and nothing else."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
-    shared = Path(subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip())
+    shared = Path(
+        subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
+    )
     for name in ("numpy", "numpy.libs", "msgspec"):
         if (source := Path(np.__file__).parents[1] / name).exists():
             (shared / name).symlink_to(source)

@@ -28,7 +28,9 @@ def static_int8(request: MakeRequest) -> Made:
     prepared, file = _prepared(request)
     quantize_static(str(prepared), str(file), Rows(request.calibration))
     prepared.unlink()
-    return Made(file=file.name, says={"quantized by": "quantize_static, defaults (QDQ, S8S8, MinMax), after quant_pre_process"})
+    return Made(
+        file=file.name, says={"quantized by": "quantize_static, defaults (QDQ, S8S8, MinMax), after quant_pre_process"}
+    )
 
 
 def dynamic_int8(request: MakeRequest) -> Made:

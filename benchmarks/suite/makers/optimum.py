@@ -1,6 +1,6 @@
 """optimum-onnx: ``ORTQuantizer`` with ``AutoQuantizationConfig.avx512_vnni``.
 
-Source: huggingface.co/docs/optimum-onnx, "Quantization": ``fit`` with ``AutoCalibrationConfig.minmax``, then ``quantize``.
+Source: huggingface.co/docs/optimum-onnx, "Quantization": ``fit`` with minmax, then ``quantize``.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ def onnx_dynamic(request: MakeRequest) -> Made:
     from transformers.exporters import OnnxConfig, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig())
-    return _onnx(request, OnnxConfig(quantizer=quantizer), "OnnxExporter, OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig())")
+    return _onnx(
+        request, OnnxConfig(quantizer=quantizer), "OnnxExporter, OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig())"
+    )
 
 
 def onnx_nncf(request: MakeRequest) -> Made:
@@ -73,7 +75,9 @@ def _model(request: MakeRequest) -> tuple[Any, dict[str, Any]]:
 def _samples(request: MakeRequest) -> list[dict[str, Any]]:
     import torch
 
-    return [{name: torch.from_numpy(value) for name, value in row.items()} for row in calibration_rows(request.calibration)]
+    return [
+        {name: torch.from_numpy(value) for name, value in row.items()} for row in calibration_rows(request.calibration)
+    ]
 
 
 def _found(request: MakeRequest, pattern: str, how: str) -> Made:
