@@ -28,7 +28,7 @@ SCREENING = Protocol(n_rounds=8, min_rounds=8, halve_at=(), budget_s=600.0, time
 
 
 @click.command()
-@click.option("--assets", type=click.Path(path_type=Path, exists=True), help="The folder of models and pictures.")
+@click.option("--assets", type=click.Path(path_type=Path), default=Path("../shared/assets"), show_default=True)
 @click.option("--models", multiple=True, type=click.Choice([case.key for case in CASES]), help="These only.")
 @click.option("--rivals", multiple=True, help="Those whose names hold this; ONNX Runtime float always runs.")
 @click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
@@ -41,7 +41,7 @@ SCREENING = Protocol(n_rounds=8, min_rounds=8, halve_at=(), budget_s=600.0, time
 @click.option("--only-table", is_flag=True, help="Write the tables from the results that there are.")
 @click.option("--quick", is_flag=True, help="A smoke test: a tiny model, two rivals, this interpreter, few rounds.")
 def main(
-    assets: Path | None,
+    assets: Path,
     models: Sequence[str],
     rivals: Sequence[str],
     threads: Sequence[int],
@@ -75,7 +75,7 @@ def main(
             result = run_case(
                 case,
                 rivals_named(("static", "dynamic"), environment="onnxruntime") if quick else rivals_named(rivals),
-                assets=assets,
+                assets=assets if assets.is_dir() else None,
                 work=kept,
                 environments=environments,
                 threads=threads,

@@ -138,7 +138,7 @@ def padded(feeds: dict[str, Array], inputs: tuple[TensorSpec, ...]) -> dict[str,
 
 def _need(assets: Path | None) -> Path:
     if assets is None:
-        raise EdgeVLMError("The assets' folder is not known.", hint="Pass --assets.")
+        raise EdgeVLMError("The folder of models and pictures is not there.", hint="Name it with --assets.")
     return assets
 
 
