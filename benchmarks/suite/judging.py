@@ -12,6 +12,7 @@ import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from benchmarks.suite.preparing import Prepared, padded, report_texts
@@ -49,7 +50,9 @@ class Judge:
             return from_json(record.read_bytes(), Judged)
         with ExitStack() as stack:
             reference = self._prepared.float_session
-            session = stack.enter_context(RemoteSession(subject, inputs=reference.inputs, outputs=reference.outputs))
+            # One thread: pools of several that wait by spinning take the cores from each other on a busy machine.
+            alone = msgspec.structs.replace(subject, session=msgspec.structs.replace(subject.session, n_threads=1))
+            session = stack.enter_context(RemoteSession(alone, inputs=reference.inputs, outputs=reference.outputs))
             judged = self._judge(session, session.says, inputs or reference.inputs)
         kept.mkdir(parents=True, exist_ok=True)
         record.write_bytes(to_json(judged))

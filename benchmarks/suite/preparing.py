@@ -67,7 +67,7 @@ class Prepared:
 
     @cached_property
     def float_session(self) -> Session:
-        return load_backend("onnxruntime").open(self.graph, SessionOptions())
+        return load_backend("onnxruntime").open(self.graph, SessionOptions(n_threads=1))
 
     @cached_property
     def digest(self) -> str:
