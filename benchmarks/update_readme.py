@@ -10,9 +10,9 @@ README = HERE.parent / "README.md"
 
 
 def updated(readme: str) -> str:
-    """The README with every marked block replaced by the file that it stands for."""
+    """The README with every marked block replaced by the file that it stands for, where that was made."""
     table = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-    readme = table.sub(lambda m: f"{m[1]}{_read(m[2])}{m[3]}", readme)
+    readme = table.sub(lambda m: f"{m[1]}{_read(m[2])}{m[3]}" if (HERE.parent / m[2]).is_file() else m[0], readme)
     example = re.compile(r"(<!-- example: (\S+) -->\n).*?(<!-- /example -->)", re.DOTALL)
     return example.sub(lambda m: f"{m[1]}\n```text\n{_read(m[2]).strip()}\n```\n\n{m[3]}", readme)
 

@@ -90,6 +90,7 @@ class _Record:
     waits_ms: dict[int, tuple[float, ...]] = field(default_factory=dict)
     warmup_ms: tuple[float, ...] = ()
     loads_ms: list[float] = field(default_factory=list)
+    tools: dict[str, str] = field(default_factory=dict)
     memory_bytes: int | None = None
     peak_bytes: int | None = None
     dropped_after_round: int | None = None
@@ -122,6 +123,7 @@ class _Record:
             dropped_after_round=self.dropped_after_round,
             failure=self.failure,
             waits_ms=tuple(self.waits_ms.values()),
+            tools=self.tools,
         )
 
 
@@ -185,7 +187,9 @@ class _Measuring:
         self.progress(f"opening {record.subject.name}", self.rounds_done, self.protocol.n_rounds)
         with self._failing_alone(record):
             record.worker = self.surroundings.start_worker(record.subject, self.protocol)
-            record.loads_ms.append(record.worker.open().load_ms)
+            opened = record.worker.open()
+            record.loads_ms.append(opened.load_ms)
+            record.tools = opened.tools
             ran = record.worker.warm_up()
             record.note(ran)
             record.warmup_ms = record.warmup_ms or ran.samples_ms[: self.protocol.max_runs_per_turn]

@@ -11,10 +11,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol as Interface
 
 import msgspec
 
+import edgevlm
 from edgevlm.measure import worker as worker_module
 from edgevlm.measure.spec import Protocol, Subject
 from edgevlm.measure.worker import Failed, Open, Opened, Ran, Reply, Request, Turn
@@ -49,11 +51,11 @@ class ProcessWorker:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process; `close` ends both
         self._process = subprocess.Popen(
             # -P: a numpy.py in the current folder must not be taken for numpy.
-            [sys.executable, "-P", "-m", worker_module.__name__],
+            [subject.python or sys.executable, "-P", "-m", worker_module.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_module_folders(subject))},
         )
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -131,3 +133,10 @@ class ProcessWorker:
         self._stderr.seek(0)
         lines = self._stderr.read()[-4096:].decode(errors="replace").strip().splitlines()
         return f" It said: {lines[-1]}" if lines else ""
+
+
+def _module_folders(subject: Subject) -> list[str]:
+    """Where the worker finds modules: where this process does; another interpreter has its own, and takes only ours."""
+    if subject.python:
+        return [str(Path(edgevlm.__file__).parents[1])]
+    return [path for path in sys.path if path]

@@ -16,6 +16,8 @@ class Subject(Spec, frozen=True, kw_only=True):
             the same methods (a rival in a benchmark). The latter runs code: never take it from a bundle.
         file: path of the graph.
         inputs: path of an ``.npz`` with one array per input.
+        python: the interpreter of the worker, 3.11 or newer, where the subject lives in an environment of its own; that
+            needs numpy, msgspec and what the backend imports, and takes edgevlm from here. Empty: this one.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Subject(Spec, frozen=True, kw_only=True):
     file: str
     inputs: str
     session: SessionOptions = SessionOptions()
+    python: str = ""
 
 
 class Protocol(Spec, frozen=True, kw_only=True):
@@ -86,6 +89,7 @@ class Measurement(Spec, frozen=True, kw_only=True):
             system does not tell.
         dropped_after_round: the number of turns after which it was dropped as surely slower; null where it stayed.
         failure: why it could not run, or not to the end, in the backend's words; then it has no ratio.
+        tools: versions in its worker, by name; empty where it never opened.
     """
 
     subject: str
@@ -98,6 +102,7 @@ class Measurement(Spec, frozen=True, kw_only=True):
     dropped_after_round: int | None = None
     failure: str | None = None
     waits_ms: tuple[tuple[float, ...], ...] = ()
+    tools: dict[str, str] = {}
 
     def own_turns_ms(self) -> tuple[tuple[float, ...], ...]:
         """What the runs took by themselves: wall-clock time less the waits. On a quiet machine the two are equal."""

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import platform
 import signal
 import sys
 import time
@@ -49,10 +50,14 @@ Request = Open | Turn
 
 
 class Opened(Spec, tag="opened", frozen=True, kw_only=True):
-    """Units: ``cpu_s`` is what this process has used since it started, all threads."""
+    """Units: ``cpu_s`` is what this process has used since it started, all threads.
+
+    Args: tools: versions of Python, numpy and the backend in this process.
+    """
 
     load_ms: float
     cpu_s: float
+    tools: dict[str, str] = {}
 
 
 class Ran(Spec, tag="ran", frozen=True, kw_only=True):
@@ -114,9 +119,12 @@ class OpenSubject:
         start_ns = time.perf_counter_ns()
         self.session: Session = backend.open(Path(request.file), options_for_turns(request.backend, request.session))
         self.load_ms = (time.perf_counter_ns() - start_ns) / 1e6
+        version = backend.version()
+        own = {backend.name: version} if version is not None else {}
+        self.tools = {"python": platform.python_version(), "numpy": np.__version__, **own}
 
     def opened(self) -> Opened:
-        return Opened(load_ms=self.load_ms, cpu_s=time.process_time())
+        return Opened(load_ms=self.load_ms, cpu_s=time.process_time(), tools=self.tools)
 
     def take_turn(self, turn: Turn) -> Ran:
         for _ in range(turn.n_settle):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
 import msgspec
@@ -308,3 +309,26 @@ def test_only_waits_that_others_caused_are_counted(after: Times, expected: int):
 def test_a_comparison_of_processes_survives_being_written(inputs: str):
     found = compare([faulty_subject(inputs, "float")], baseline="float", protocol=PROTOCOL)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
+
+
+def test_subject_with_an_interpreter_of_its_own_runs_there(inputs: str, tmp_path: Path) -> None:
+    """An environment without ONNX Runtime or edgevlm: the worker takes edgevlm from here and nothing else."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    shared = Path(
+        subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
+    )
+    for name in ("numpy", "numpy.libs", "msgspec"):
+        if (source := Path(np.__file__).parents[1] / name).exists():
+            (shared / name).symlink_to(source)
+    subject = msgspec.structs.replace(onnx_subject(inputs, "elsewhere"), python=str(python))
+    here = onnx_subject(inputs, "here")
+    result = compare([here, subject], baseline="here", protocol=msgspec.structs.replace(PROTOCOL, n_rounds=2))
+    assert result.measurement("elsewhere").failure == "ONNX Runtime is not installed."
+    assert result.measurement("here").tools["onnxruntime"]
+    faulty_elsewhere = msgspec.structs.replace(faulty_subject(inputs, "faulty"), python=str(python))
+    worker = ProcessWorker(faulty_elsewhere, PROTOCOL)
+    try:
+        assert "numpy" in worker.open().tools
+    finally:
+        worker.close()

@@ -1,0 +1,134 @@
+"""edgevlm's choice against everything else that a user could run: ``python -m benchmarks.suite``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from benchmarks.suite.cases import CASES, QUICK, Case
+from benchmarks.suite.environments import CURRENT, InstallError, default_folder, interpreter, names
+from benchmarks.suite.rivals import rivals_named
+from benchmarks.suite.running import run_case
+from benchmarks.suite.spec import CaseResult
+from benchmarks.suite.table import details, summary
+from edgevlm.errors import EdgeVLMError
+from edgevlm.measure.protocol import QUICK as QUICK_PROTOCOL
+from edgevlm.measure.spec import Protocol
+from edgevlm.runtime.spec import from_json
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+# torch.compile builds a model in its first run, which takes minutes for the largest on a busy machine.
+TIMEOUT_S = 900.0
+SCREENING = Protocol(n_rounds=8, min_rounds=8, halve_at=(), budget_s=600.0, timeout_s=TIMEOUT_S)
+
+
+@click.command()
+@click.option("--assets", type=click.Path(path_type=Path), default=Path("../shared/assets"), show_default=True)
+@click.option("--models", multiple=True, type=click.Choice([case.key for case in CASES]), help="These only.")
+@click.option("--rivals", multiple=True, help="Those whose names hold this; ONNX Runtime float always runs.")
+@click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
+@click.option("--rounds", default=60, show_default=True, help="Of the long comparison, at most.")
+@click.option("--environments", type=click.Path(path_type=Path), help="Where the rivals' environments are kept.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where artifacts are kept; beside the environments.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where results are written.")
+@click.option("--again", is_flag=True, help="Measure models anew that have a result.")
+@click.option("--only-environments", is_flag=True, help="Make the environments and stop.")
+@click.option("--only-table", is_flag=True, help="Write the tables from the results that there are.")
+@click.option("--quick", is_flag=True, help="A smoke test: a tiny model, two rivals, this interpreter, few rounds.")
+def main(
+    assets: Path,
+    models: Sequence[str],
+    rivals: Sequence[str],
+    threads: Sequence[int],
+    rounds: int,
+    environments: Path | None,
+    work: Path | None,
+    results: Path,
+    again: bool,
+    only_environments: bool,
+    only_table: bool,
+    quick: bool,
+) -> None:
+    """Make every rival, judge it, and let it take turns with edgevlm's winner, model by model.
+
+    A model that has a result is left out, so that a run which was stopped goes on. Take a quiet machine: the whole
+    suite needs some hours on two cores.
+    """
+    environments = environments or (Path(CURRENT) if quick else default_folder())
+    kept = work or default_folder() / "work"
+    if only_environments:
+        _make_environments(environments)
+        return
+    cases = (QUICK,) if quick else tuple(case for case in CASES if not models or case.key in models)
+    folder = results / "suite"
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for case in cases:
+        if only_table or ((folder / f"{case.key}.json").is_file() and not again):
+            continue
+        try:
+            result = run_case(
+                case,
+                rivals_named(("static", "dynamic"), environment="onnxruntime") if quick else rivals_named(rivals),
+                assets=assets if assets.is_dir() else None,
+                work=kept,
+                environments=environments,
+                threads=threads,
+                screening=QUICK_PROTOCOL if quick else SCREENING,
+                final=QUICK_PROTOCOL if quick else _final(rounds),
+                compile_protocol=QUICK_PROTOCOL if quick else None,
+                say=lambda text: click.echo(text, err=True),
+            )
+        except EdgeVLMError as error:
+            click.echo(f"{case.name}: {error.message} {error.hint}", err=True)
+            failed.append(case.key)
+            continue
+        _write(folder / f"{case.key}.json", msgspec.json.encode(result) + b"\n")
+        click.echo(summary([result]))
+    _write_tables((QUICK,) if quick else CASES, results)
+    if failed:
+        raise click.ClickException(f"No result for: {', '.join(failed)}.")
+
+
+def _final(rounds: int) -> Protocol:
+    return Protocol(
+        n_rounds=rounds,
+        min_rounds=min(30, rounds),
+        stop_half_width=0.01,
+        halve_at=(),
+        budget_s=600.0,
+        timeout_s=TIMEOUT_S,
+    )
+
+
+def _make_environments(folder: Path) -> None:
+    for name in names():
+        try:
+            click.echo(f"{name}: {interpreter(name, folder)}")
+        except InstallError as error:
+            click.echo(f"{name}: {error}", err=True)
+
+
+def _write_tables(cases: Sequence[Case], results: Path) -> None:
+    """`suite.md`, every rival of every model, and `suite-summary.md`, which the README shows."""
+    files = [results / "suite" / f"{case.key}.json" for case in cases]
+    found = [from_json(file.read_bytes(), CaseResult) for file in files if file.is_file()]
+    if found:
+        _write(results / "suite.md", details(found).encode())
+        _write(results / "suite-summary.md", summary(found).encode())
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole or not at all: a run that is stopped goes on from what is whole."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    unfinished.replace(file)
+
+
+if __name__ == "__main__":
+    main()
