@@ -171,6 +171,19 @@ def fusion_of(file: Path) -> Fusion:
 
     Raises: ModelError: it does not open the graph.
     """
+    counts = kernel_counts(file)
+    return Fusion(
+        n_int8={op: n for op, n in counts.items() if op in _INT8_KERNELS},
+        n_float={op: n for op, n in counts.items() if op in _FLOAT_KERNELS},
+        n_casts=sum(counts.get(op, 0) for op in ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")),
+    )
+
+
+def kernel_counts(file: Path) -> dict[str, int]:
+    """How many nodes of each operator type ONNX Runtime runs, by name, after its own fusions.
+
+    Raises: ModelError: it does not open the graph.
+    """
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="edgevlm-fusion-") as folder:
@@ -186,12 +199,7 @@ def fusion_of(file: Path) -> Fusion:
                 f"ONNX Runtime does not open what it quantized, '{file.name}': {_first_line(error)}",
                 hint="Leave that scheme out, or compile with --precision fp32.",
             ) from error
-        counts = count_operators(optimized)
-    return Fusion(
-        n_int8={op: n for op, n in counts.items() if op in _INT8_KERNELS},
-        n_float={op: n for op, n in counts.items() if op in _FLOAT_KERNELS},
-        n_casts=sum(counts.get(op, 0) for op in ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")),
-    )
+        return count_operators(optimized)
 
 
 def external_file(graph: Path) -> Path:
