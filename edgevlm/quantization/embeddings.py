@@ -14,6 +14,8 @@ MICROSOFT = "com.microsoft"
 
 # The least that GatherBlockQuantized and MatMulNBits take.
 MIN_BLOCK_SIZE = 16
+# In 8 bits larger blocks lose nothing that shows, and smaller ones cost bytes.
+EMBEDDING_BLOCK_SIZE = 128
 # Share of padding at which a smaller block is taken: a layer of 64 inputs in blocks of 128 would be half zeros.
 _MAX_PADDING = 1 / 8
 
@@ -42,6 +44,11 @@ def embedding_nodes(graph: Any) -> list[Any]:
     return [
         node for node in graph.node if node.op_type == "Gather" and node.input[0] in tables and _axis(node) in (0, -2)
     ]
+
+
+def embedding_names(graph: Any) -> tuple[str, ...]:
+    """Names of ``embedding_nodes``."""
+    return tuple(node.name for node in embedding_nodes(graph))
 
 
 def quantize_embeddings(

@@ -11,8 +11,7 @@ import numpy as np
 
 from edgevlm.errors import DataError, ModelError
 from edgevlm.quantization.graphs import has_external_data
-from edgevlm.quantization.post_training import _data_name, _first_line, _quiet, kernel_counts
-from edgevlm.quantization.weight_only import save
+from edgevlm.quantization.post_training import external_file, first_line, kernel_counts, quiet, save_model
 from edgevlm.runtime.spec import Array, Spec
 
 # A float16 ends at 65504. Constants beyond half of that are masks that stand for infinity, and two may be added.
@@ -53,7 +52,7 @@ def fp16_graph(prepared: Path, feeds: Iterable[Mapping[str, Array]], *, out: Pat
             hint="Give at least one picture with --calibration-data.",
         )
     is_large = has_external_data(prepared)
-    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, quiet():
         written = Path(folder) / out.name
         try:
             # Types are inferred without the weights: with them a model over 2 GB is more than protobuf carries.
@@ -62,18 +61,18 @@ def fp16_graph(prepared: Path, feeds: Iterable[Mapping[str, Array]], *, out: Pat
             model = convert_float_to_float16(
                 model, keep_io_types=True, disable_shape_infer=True, max_finite_val=_MAX_CONSTANT
             )
-            save(model, written, is_large=is_large)
+            save_model(model, written, is_large=is_large)
         except Exception as error:  # the converter raises whatever onnx does
             raise ModelError(
-                f"'{prepared.name}' cannot be converted to fp16: {_first_line(error)}",
+                f"'{prepared.name}' cannot be converted to fp16: {first_line(error)}",
                 hint="Leave that precision out.",
             ) from error
         n_casts = kernel_counts(written).get("Cast", 0)
         _refuse_overflow(prepared, written, checked)
         files = [out.name]
         if is_large:
-            (Path(folder) / _data_name(out)).replace(out.parent / _data_name(out))
-            files.append(_data_name(out))
+            external_file(written).replace(external_file(out))
+            files.append(external_file(out).name)
         written.replace(out)
     return Halved(files=tuple(files), n_casts=n_casts)
 

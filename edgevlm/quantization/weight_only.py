@@ -24,7 +24,7 @@ from edgevlm.quantization.embeddings import (
     quantize_embeddings,
 )
 from edgevlm.quantization.graphs import has_external_data
-from edgevlm.quantization.post_training import _data_name, _first_line, _quiet, kernel_counts
+from edgevlm.quantization.post_training import external_file, first_line, kernel_counts, quiet, save_model
 from edgevlm.quantization.schemes import LINEAR
 from edgevlm.runtime.spec import Spec
 
@@ -38,7 +38,8 @@ class WeightScheme(Spec, frozen=True, kw_only=True):
 
     Args:
         bits: of a linear layer's weight.
-        block_size: inputs of an output that share a scale, a power of two from 16 on; narrow layers take smaller blocks.
+        block_size: inputs of an output that share a scale, a power of two from 16 on. Narrow layers take smaller
+            blocks.
         is_symmetric: no zero points.
         embedding_bits: of an embedding's table; null leaves embeddings float.
     """
@@ -122,6 +123,18 @@ def weight_nodes(graph: Any, scheme: WeightScheme) -> list[Any]:
     return [node for node in graph.node if node.name in embeddings or _is_linear(node, weights)]
 
 
+def weight_names(prepared: Path, scheme: WeightScheme) -> tuple[str, ...]:
+    """Names of ``weight_nodes``."""
+    import onnx
+
+    return tuple(node.name for node in weight_nodes(onnx.load(prepared, load_external_data=False).graph, scheme))
+
+
+def weight_schemes_of_graph(prepared: Path) -> tuple[WeightScheme, ...]:
+    """Those of ``WEIGHT_SCHEMES`` that find something in a graph."""
+    return tuple(scheme for scheme in WEIGHT_SCHEMES if weight_names(prepared, scheme))
+
+
 def quantize_weights(
     prepared: Path, scheme: WeightScheme, *, out: Path, keep_float: Container[str] = ()
 ) -> WeightQuantized:
@@ -141,7 +154,7 @@ def quantize_weights(
         )
     linear = {node.name for node in nodes if node.op_type in LINEAR}
     is_large = has_external_data(prepared)
-    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, quiet():
         written = Path(folder) / out.name
         try:
             if scheme.embedding_bits:
@@ -152,17 +165,17 @@ def quantize_weights(
                 _gemms_to_matmuls(model.graph, linear)
                 model = _quantize_linear(model, linear, scheme)
                 drop_unused_weights(model.graph)
-            save(model, written, is_large=is_large)
+            save_model(model, written, is_large=is_large)
         except Exception as error:  # the quantizer raises bare ValueError, RuntimeError, AssertionError, ...
             raise ModelError(
-                f"ONNX Runtime cannot quantize '{prepared.name}' by {scheme.name}: {_first_line(error)}",
+                f"ONNX Runtime cannot quantize '{prepared.name}' by {scheme.name}: {first_line(error)}",
                 hint="Leave that precision out, or compile with --precision fp32.",
             ) from error
         fusion = weight_fusion_of(written)
         files = [out.name]
         if is_large:
-            (Path(folder) / _data_name(out)).replace(out.parent / _data_name(out))
-            files.append(_data_name(out))
+            external_file(written).replace(external_file(out))
+            files.append(external_file(out).name)
         written.replace(out)
     return WeightQuantized(files=tuple(files), fusion=fusion)
 
@@ -177,19 +190,6 @@ def weight_fusion_of(file: Path) -> WeightFusion:
         n_packed=counts.get("MatMulNBits", 0),
         n_embeddings=counts.get("GatherBlockQuantized", 0),
         n_float=sum(counts.get(op, 0) for op in _FLOAT_PRODUCTS),
-    )
-
-
-def save(model: Any, file: Path, *, is_large: bool) -> None:
-    """Write a model, its weights beside it where it ``is_large``."""
-    import onnx
-
-    onnx.save(
-        model,
-        file,
-        save_as_external_data=is_large,
-        all_tensors_to_one_file=True,
-        location=_data_name(file) if is_large else None,
     )
 
 
