@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -28,6 +30,8 @@ from edgevlm.quantization.weight_only import (
     weight_names,
     weight_schemes_of_graph,
 )
+from edgevlm.search.spec import Variant
+from edgevlm.steps.bundle import _requires
 from edgevlm.target import Target
 from tests.quantization.graphs import Builder, save_cnn, save_transformer
 from tests.quantization.test_post_training import cosine, run
@@ -364,6 +368,26 @@ def test_an_overflow_is_said_with_the_tensor_that_overflows(tmp_path: Path) -> N
 def test_fp16_without_anything_to_check_it_with_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing to check 'prepared\.onnx' in fp16 with"):
         fp16_graph(prepared, [], out=tmp_path / "h.onnx")
+
+
+# --- shipped ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "least"),
+    [(None, "1.18"), (INT8, "1.23"), (msgspec.structs.replace(INT8, embedding_bits=None), "1.22")],
+    ids=["float", "packed", "float-embedding"],
+)
+def test_a_bundle_asks_for_a_runtime_that_reads_packed_weights(
+    prepared: Path, scheme: WeightScheme | None, least: str, tmp_path: Path
+) -> None:
+    file = prepared
+    if scheme:
+        quantize_weights(prepared, scheme, out=tmp_path / "q.onnx")
+        file = tmp_path / "q.onnx"
+    work: Any = SimpleNamespace(inputs={"search": file.parent})
+    variant = Variant(graph="text_encoder", name="t", precision="t", backend="onnxruntime", file=file.name)
+    assert _requires(work, (variant,)).backends == {"onnxruntime": least}
 
 
 # --- offered ------------------------------------------------------------------------------------------------
