@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -12,10 +12,10 @@ from edgevlm.quantization.calibration import CalibrationRecipe
 from edgevlm.runtime.spec import Spec
 from edgevlm.target import Target
 
-Precision = Literal["auto", "fp32", "bf16", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4"]
-PRECISIONS: tuple[Precision, ...] = (
-    "auto", "fp32", "bf16", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4",
-)  # fmt: skip
+Precision = Literal[
+    "auto", "fp32", "fp16", "bf16", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4", "int4-weights"
+]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 TEXT_ENCODER = "text_encoder"
 

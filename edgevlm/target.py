@@ -45,7 +45,7 @@ class Target(Spec, frozen=True, kw_only=True):
     n_cores: int = 0
     memory_bytes: int = 0
     backends: tuple[str, ...] = ("onnxruntime",)
-    precisions: tuple[Literal["fp32", "bf16", "int8", "int4"], ...] = ("fp32", "bf16", "int8", "int4")
+    precisions: tuple[Literal["fp32", "fp16", "bf16", "int8", "int4"], ...] = ("fp32", "fp16", "bf16", "int8", "int4")
     activation_sign: Literal["u8", "s8"] = "u8"
     opset: int = 20
     sources: dict[str, str] = {}

@@ -29,6 +29,7 @@ class Recipe(Spec, frozen=True, kw_only=True):
         precision: a short name such as ``fp32``, ``bf16``, ``int8-static``, ``int4-weights``.
         is_calibrated: pictures are needed to make it.
         keep_float: nodes of the prepared graph, by name, that stay in float though the recipe would lower them.
+        is_for_size: made for its size, and tried where there is a size budget or its precision was asked for by name.
         session: what the backend must be told when it opens the form; the number of threads is filled in later.
     """
 
@@ -36,6 +37,7 @@ class Recipe(Spec, frozen=True, kw_only=True):
     precision: str
     is_calibrated: bool = False
     keep_float: tuple[str, ...] = ()
+    is_for_size: bool = False
     session: SessionOptions = SessionOptions()
 
     def describe(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime's forms of a graph: float as exported, and int8 by its own quantizer."""
+"""ONNX Runtime's forms of a graph: float as exported, int8 and small weights by its own quantizers, and fp16."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 from edgevlm.job import place
 from edgevlm.lowering import CalibrationData, Lowered, Recipe
 from edgevlm.quantization.calibration import CalibrationRecipe
-from edgevlm.quantization.graphs import lowered_names, schemes_of_graph
+from edgevlm.quantization.graphs import has_embedding, lowered_names, schemes_of_graph
+from edgevlm.quantization.half import fp16_graph
 from edgevlm.quantization.post_training import external_file, prepare, quantize
 from edgevlm.quantization.schemes import Scheme
+from edgevlm.quantization.weight_only import WeightScheme, quantize_weights, weight_names, weight_schemes_of_graph
 from edgevlm.runtime.spec import SessionOptions
 from edgevlm.target import Target
 
@@ -20,9 +22,13 @@ NO_SPINNING = "session.intra_op.allow_spinning"
 
 
 class OnnxRuntimeRecipe(Recipe, frozen=True, kw_only=True):
-    """``scheme`` is how the graph becomes int8; null leaves it as it was exported."""
+    """``scheme`` is how the graph becomes int8 or its weights small; null leaves it as it was exported.
 
-    scheme: Scheme | None = None
+    Args:    is_half: in 16-bit floats.
+    """
+
+    scheme: Scheme | WeightScheme | None = None
+    is_half: bool = False
 
     def describe(self) -> dict[str, str]:
         return {**(self.scheme.describe() if self.scheme else {}), **super().describe()}
@@ -44,15 +50,29 @@ class OnnxRuntimeLowering:
             # Pairs of 8-bit products overflow the 16 bits that x86 without VNNI adds them up in.
             reduce_range=target.arch == "x86-64" and not set(target.isa) & VNNI,
         )
-        return (OnnxRuntimeRecipe(name="fp32", precision="fp32"), *map(_recipe, schemes))
+        has_text = has_embedding(prepared)
+        return (
+            OnnxRuntimeRecipe(name="fp32", precision="fp32"),
+            *map(_recipe, schemes),
+            *(_weight_recipe(scheme, is_for_size=not has_text) for scheme in weight_schemes_of_graph(prepared)),
+            OnnxRuntimeRecipe(name="fp16", precision="fp16", is_calibrated=True, is_half=True, is_for_size=True),
+        )
 
     def lowered_nodes(self, prepared: Path, recipe: OnnxRuntimeRecipe) -> tuple[str, ...]:
+        if isinstance(recipe.scheme, WeightScheme):
+            return weight_names(prepared, recipe.scheme)
         return lowered_names(prepared, recipe.scheme) if recipe.scheme else ()
 
     def lower(
         self, graph: Path, prepared: Path, recipe: OnnxRuntimeRecipe, data: CalibrationData, out: Path
     ) -> Lowered:
         scheme = recipe.scheme
+        if recipe.is_half:
+            halved = fp16_graph(prepared, data.feeds(), out=out / graph.name)
+            return Lowered(files=halved.files, runs={"runs": halved.describe()})
+        if isinstance(scheme, WeightScheme):
+            packed = quantize_weights(prepared, scheme, keep_float=recipe.keep_float, out=out / graph.name)
+            return Lowered(files=packed.files, runs={"runs": packed.fusion.describe()})
         if scheme is None:
             files = [file for file in (graph, external_file(graph)) if file.is_file()]
             return Lowered(files=tuple(place(file, out / file.name).name for file in files))
@@ -75,6 +95,10 @@ def _recipe(scheme: Scheme) -> OnnxRuntimeRecipe:
     return OnnxRuntimeRecipe(
         name=scheme.name, precision=scheme.precision, is_calibrated=scheme.calibration is not None, scheme=scheme
     )
+
+
+def _weight_recipe(scheme: WeightScheme, *, is_for_size: bool) -> OnnxRuntimeRecipe:
+    return OnnxRuntimeRecipe(name=scheme.name, precision=scheme.precision, scheme=scheme, is_for_size=is_for_size)
 
 
 def describe_session(session: SessionOptions) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from edgevlm.quantization.embeddings import embedding_names
 from edgevlm.quantization.schemes import (
     CALIBRATIONS,
     CLAMPS,
@@ -48,15 +51,25 @@ def schemes_of_graph(
         effect = (scheme.method, scheme.calibration, tuple(node.name for node in nodes), frozenset(kept_float))
         if any(node.op_type in scheme.op_types for node in nodes):
             by_effect.setdefault(effect, scheme)
-    return tuple(by_effect.values())
+    embedding_bits = 8 if embedding_names(graph) else None
+    return tuple(msgspec.structs.replace(s, embedding_bits=embedding_bits) for s in by_effect.values())
 
 
 def lowered_names(prepared: Path, scheme: Scheme) -> tuple[str, ...]:
-    """Convolutions and matrix products that ``scheme`` makes int8, by name, in the graph's order."""
+    """Embeddings, convolutions and matrix products that ``scheme`` makes int8, by name, in the graph's order."""
     import onnx
 
     graph = onnx.load(prepared, load_external_data=False).graph
-    return tuple(node.name for node in selected_nodes(graph, scheme) if node.op_type in (*CONV, *LINEAR))
+    names = {node.name for node in selected_nodes(graph, scheme) if node.op_type in (*CONV, *LINEAR)}
+    names.update(embedding_names(graph) if scheme.embedding_bits else ())
+    return tuple(node.name for node in graph.node if node.name in names)
+
+
+def has_embedding(prepared: Path) -> bool:
+    """Whether a graph reads rows of a table by number, as a text tower does."""
+    import onnx
+
+    return bool(embedding_names(onnx.load(prepared, load_external_data=False).graph))
 
 
 def selected_nodes(graph: Any, scheme: Scheme, keep_float: Container[str] = ()) -> list[Any]:

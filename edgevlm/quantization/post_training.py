@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgevlm.errors import ModelError
+from edgevlm.quantization.embeddings import EMBEDDING_BLOCK_SIZE, embedding_names, quantize_embeddings
 from edgevlm.quantization.graphs import has_external_data, operator_counts, selected_nodes
 from edgevlm.quantization.schemes import Scheme
 from edgevlm.runtime.spec import Spec
@@ -72,7 +73,7 @@ def prepare(graph: Path, out: Path) -> Path:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, quiet():
         prepared = Path(folder) / out.name
         try:
             is_large = has_external_data(graph) or graph.stat().st_size > _INLINE_LIMIT_BYTES
@@ -87,7 +88,7 @@ def prepare(graph: Path, out: Path) -> Path:
             )
         except Exception as error:  # onnx, onnxruntime and the shape inference share no base but Exception
             raise ModelError(
-                f"'{graph.name}' cannot be prepared for quantization: {_first_line(error)}",
+                f"'{graph.name}' cannot be prepared for quantization: {first_line(error)}",
                 hint="Check that ONNX Runtime opens the graph, or compile it as fp32.",
             ) from error
         model = onnx.load(prepared, load_external_data=False)
@@ -114,7 +115,8 @@ def quantize(
 
     graph = onnx.load(prepared, load_external_data=False).graph
     nodes = selected_nodes(graph, scheme, frozenset(keep_float))
-    if not any(node.op_type in scheme.op_types for node in nodes):
+    has_work = any(node.op_type in scheme.op_types for node in nodes)
+    if not has_work and not (scheme.embedding_bits and set(embedding_names(graph)) - set(keep_float)):
         raise ModelError(
             f"'{prepared.name}' has nothing that {scheme.name} makes int8 ({', '.join(scheme.op_types)}).",
             hint="Leave that scheme out, or compile with --precision fp32.",
@@ -128,11 +130,13 @@ def quantize(
         "weight_type": QuantType.QInt8,
         "use_external_data_format": is_large,
     }
-    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix=".edgevlm-", dir=out.parent) as folder, quiet():
         # The same name as in the end: the graph names its external data by it.
         written = Path(folder) / out.name
         try:
-            if scheme.method == "dynamic":
+            if not has_work:
+                save_model(onnx.load(prepared), written, is_large=is_large)
+            elif scheme.method == "dynamic":
                 quantize_dynamic(
                     prepared,
                     written,
@@ -152,9 +156,11 @@ def quantize(
                     extra_options={"OpTypesToExcludeOutputQuantization": list(scheme.float_output_op_types)},
                     **shared,
                 )
+            if scheme.embedding_bits:
+                _pack_embeddings(written, scheme.embedding_bits, keep_float, is_large=is_large)
         except Exception as error:  # the quantizer raises bare ValueError, RuntimeError, KeyError, ...
             raise ModelError(
-                f"ONNX Runtime cannot quantize '{prepared.name}' by {scheme.name}: {_first_line(error)}",
+                f"ONNX Runtime cannot quantize '{prepared.name}' by {scheme.name}: {first_line(error)}",
                 hint="Leave that scheme out, or compile with --precision fp32.",
             ) from error
         fusion = fusion_of(written)
@@ -166,8 +172,31 @@ def quantize(
     return Quantized(files=tuple(files), fusion=fusion)
 
 
+def _pack_embeddings(file: Path, bits: Literal[4, 8], keep_float: tuple[str, ...], *, is_large: bool) -> None:
+    """Make the embeddings of a graph small, where it lies."""
+    import onnx
+
+    model = onnx.load(file)
+    if quantize_embeddings(model, bits=bits, block_size=EMBEDDING_BLOCK_SIZE, keep_float=keep_float):
+        external_file(file).unlink(missing_ok=True)  # onnx would write behind what is there
+        save_model(model, file, is_large=is_large)
+
+
 def fusion_of(file: Path) -> Fusion:
     """Let ONNX Runtime optimise ``file`` and count what it will run.
+
+    Raises: ModelError: it does not open the graph.
+    """
+    counts = kernel_counts(file)
+    return Fusion(
+        n_int8={op: n for op, n in counts.items() if op in _INT8_KERNELS},
+        n_float={op: n for op, n in counts.items() if op in _FLOAT_KERNELS},
+        n_casts=sum(counts.get(op, 0) for op in ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")),
+    )
+
+
+def kernel_counts(file: Path) -> dict[str, int]:
+    """How many nodes of each operator type ONNX Runtime runs, by name, after its own fusions.
 
     Raises: ModelError: it does not open the graph.
     """
@@ -183,20 +212,28 @@ def fusion_of(file: Path) -> Fusion:
             ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base but Exception
             raise ModelError(
-                f"ONNX Runtime does not open what it quantized, '{file.name}': {_first_line(error)}",
+                f"ONNX Runtime does not open what it quantized, '{file.name}': {first_line(error)}",
                 hint="Leave that scheme out, or compile with --precision fp32.",
             ) from error
-        counts = count_operators(optimized)
-    return Fusion(
-        n_int8={op: n for op, n in counts.items() if op in _INT8_KERNELS},
-        n_float={op: n for op, n in counts.items() if op in _FLOAT_KERNELS},
-        n_casts=sum(counts.get(op, 0) for op in ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")),
-    )
+        return count_operators(optimized)
 
 
 def external_file(graph: Path) -> Path:
     """Where a graph's external data lies, if it has any."""
     return graph.with_name(_data_name(graph))
+
+
+def save_model(model: Any, file: Path, *, is_large: bool) -> None:
+    """Write a ``ModelProto``; its weights go beside it where it ``is_large``."""
+    import onnx
+
+    onnx.save(
+        model,
+        file,
+        save_as_external_data=is_large,
+        all_tensors_to_one_file=True,
+        location=_data_name(file) if is_large else None,
+    )
 
 
 def _data_name(graph: Path) -> str:
@@ -214,7 +251,7 @@ def _name_nodes(graph: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The quantizer warns through the root logger about what is meant."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -224,5 +261,5 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -39,6 +39,8 @@ class Scheme(Spec, frozen=True, kw_only=True):
         chain_op_types: operators that become int8 only where all that they read comes from convolutions.
         float_output_op_types: operators whose result stays float, because float operators read it.
         reduce_range: 7-bit weights, for x86 without VNNI, whose 16-bit sums saturate.
+        embedding_bits: of an embedding's table; null where the graph has none. Costs no time, and is most of the size
+            of a text tower.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Scheme(Spec, frozen=True, kw_only=True):
     chain_op_types: tuple[str, ...] = ()
     float_output_op_types: tuple[str, ...] = ()
     reduce_range: bool = False
+    embedding_bits: Literal[4, 8] | None = None
 
     @property
     def precision(self) -> str:
@@ -69,6 +72,7 @@ class Scheme(Spec, frozen=True, kw_only=True):
             "operators": " ".join(self.op_types),
             "operators after convolutions": " ".join(self.chain_op_types),
             "float outputs": " ".join(self.float_output_op_types),
+            **({"embeddings": f"{self.embedding_bits} bits"} if self.embedding_bits else {}),
         }
 
 

@@ -17,6 +17,7 @@ from edgevlm.lowering import load_lowering
 from edgevlm.measure.spec import Comparison
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.runtime.backends import BACKENDS, load_backend
+from edgevlm.runtime.bundle import release
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import (
     SCHEMA_VERSION,
@@ -46,6 +47,9 @@ _BF16_TOLERANCE = 0.1
 
 # The first ONNX Runtime that reads an ONNX IR version. Source: its docs/Versioning.md.
 _RUNTIME_OF_IR = {8: "1.10", 9: "1.15", 10: "1.18", 11: "1.21", 12: "1.23", 13: "1.24"}
+# The first that runs packed weights as they are written here: 8 bits, and tables of bytes. Found by opening them with
+# 1.20.1, 1.21.1, 1.22.1 and 1.23.2.
+_RUNTIME_OF_OP = {"MatMulNBits": "1.22", "GatherBlockQuantized": "1.23"}
 
 RUNTIME_PACKAGES = ("edgevlm", "onnxruntime", "numpy", "pillow", "tokenizers", "msgspec")
 """What every device has; it also needs the backends that the bundle's graphs are for."""
@@ -197,10 +201,10 @@ def _requires_of_onnx(files: list[Path]) -> Requires:
     headers = [onnx.load(file, load_external_data=False) for file in files]
     ir = max(header.ir_version for header in headers)
     opset = max(each.version for header in headers for each in header.opset_import if each.domain in ("", "ai.onnx"))
-    known = _RUNTIME_OF_IR.get(ir)
-    return Requires(
-        backends={"onnxruntime": known or tool_versions("onnxruntime")["onnxruntime"]}, onnx_ir=ir, opset=opset
-    )
+    ops = {node.op_type for header in headers for node in header.graph.node}
+    least = [_RUNTIME_OF_IR.get(ir) or tool_versions("onnxruntime")["onnxruntime"]]
+    least += [version for op, version in _RUNTIME_OF_OP.items() if op in ops]
+    return Requires(backends={"onnxruntime": max(least, key=release)}, onnx_ir=ir, opset=opset)
 
 
 def _tools_of(variants: tuple[Variant, ...]) -> tuple[str, ...]:
