@@ -1,6 +1,6 @@
 """From texts to a text graph's inputs, as Transformers' tokenizers give them, and from there to its vectors.
 
-A text that need not be padded to the full length costs less by far: 8 tokens in place of 77 are a ninth of the work.
+A text that need not be padded to the full length costs less: see benchmarks/text_length.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgevlm.runtime.spec import Array, TextProcessing
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Texts in a call: a thousand at once would need gigabytes of activations, and more at once are no faster for each.
+# Texts in a call: a thousand at once would need gigabytes of activations.
 _BATCH = 32
 
 
