@@ -136,7 +136,7 @@ class GraphForms:
         is_right = wanted == "auto" or recipe.precision == wanted or recipe.precision.startswith(f"{wanted}-")
         if recipe.precision.split("-")[0] not in precisions:
             return False
-        if recipe.is_for_size and wanted != recipe.precision:
+        if recipe.is_for_size and wanted in ("auto", "int8"):  # the other words ask for small weights
             is_right &= self._work.job.request.budgets.max_size_mb is not None
         is_judged = self.graph != TEXT_ENCODER or is_text_judged(self._work.job)
         return is_right and (is_judged or recipe.precision == FLOAT)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgevlm.errors import DataError, ModelError
 from edgevlm.lowering.onnxruntime import OnnxRuntimeLowering
+from edgevlm.plan import Budgets, Request
 from edgevlm.quantization import post_training
 from edgevlm.quantization.embeddings import fitting_block_size, pack_rows
 from edgevlm.quantization.graphs import lowered_names, schemes_of_graph
@@ -32,6 +33,7 @@ from edgevlm.quantization.weight_only import (
 )
 from edgevlm.search.spec import Variant
 from edgevlm.steps.bundle import _requires
+from edgevlm.steps.variants import GraphForms
 from edgevlm.target import Target
 from tests.quantization.graphs import Builder, save_cnn, save_transformer
 from tests.quantization.test_post_training import cosine, run
@@ -414,3 +416,33 @@ def test_a_text_tower_is_offered_small_weights_and_a_picture_tower_only_for_its_
     assert by_name["picture"]["fp16"].is_for_size
     assert len(lowering.lowered_nodes(prepared, by_name["text"]["int8-weights-block128"])) == 5
     assert lowering.lowered_nodes(prepared, by_name["text"]["fp16"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "max_size_mb", "found"),
+    [
+        ("auto", None, set()),
+        ("auto", 1.0, {"int8-weights-block128", "int4-weights-block32", "int4-weights-block128", "fp16"}),
+        ("int8", None, set()),
+        ("int8", 1.0, {"int8-weights-block128"}),
+        ("int8-weights", None, {"int8-weights-block128"}),
+        ("int4", None, {"int4-weights-block32", "int4-weights-block128"}),
+        ("int4-weights", None, {"int4-weights-block32", "int4-weights-block128"}),
+        ("fp16", None, {"fp16"}),
+        ("int8-static", 1.0, set()),
+    ],
+)
+def test_what_is_made_for_its_size_is_tried_when_it_is_asked_for(
+    wanted: str, max_size_mb: float | None, found: set[str], tmp_path: Path
+) -> None:
+    from edgevlm.quantization.calibration import load_recipe
+
+    file = prepare(save_transformer(tmp_path / "t.onnx", batch=1), tmp_path / "prepared.onnx")
+    target = Target(name="t", description="", arch="x86-64", isa=("avx512_vnni",))
+    recipes = OnnxRuntimeLowering().recipes(file, target=target, calibration=load_recipe("default"))
+    params = {"precision": wanted, "precisions": list(target.precisions)}
+    request = Request(budgets=Budgets(max_size_mb=max_size_mb))
+    forms: Any = object.__new__(GraphForms)
+    forms.graph = "image_encoder"
+    forms._work = SimpleNamespace(step=SimpleNamespace(params=params), job=SimpleNamespace(request=request))
+    assert {recipe.name for recipe in recipes if recipe.is_for_size and forms._is_wanted(recipe)} == found
