@@ -54,9 +54,6 @@ _KERNELS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "GatherM
 # What a kernel says it computes in; for weights alone it is what they are stored as.
 _COMPUTED_IN = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
-# Weights below this are a small part of any bundle, and its kernels never wait for them: a cache holds them.
-_MANY_WEIGHT_BYTES = 32_000_000
-
 
 # AWQ takes NNCF's default of 32; scale estimation would take 64, and as long again.
 _N_FOR_WEIGHTS = 32
@@ -126,13 +123,12 @@ class OpenVinoLowering:
         return prepared
 
     def recipes(self, prepared: Path, *, target: Target, calibration: CalibrationRecipe) -> tuple[OpenVinoRecipe, ...]:
-        """Float, bfloat16 where the processor has it, int8 in the ways that suit the graph, weights alone where many.
+        """Float, bfloat16 where the processor has it, int8 in the ways that suit the graph, weights alone for size.
 
         The files of a form with the rest in bfloat16 are those of the form with the rest in float.
         """
         model = _read(prepared)
         counts = _operators(model)
-        n_weight_bytes = prepared.with_suffix(".bin").stat().st_size
         has_bf16 = "bf16" in target.precisions and bool(_BF16_ISA & set(target.isa))
         recipes = [OpenVinoRecipe(name="openvino-fp32", precision="fp32")]
         if has_bf16:
@@ -143,7 +139,7 @@ class OpenVinoLowering:
             return tuple(recipes)
         if "int8" in target.precisions:
             recipes += _int8_recipes(counts, target, calibration, has_bf16=has_bf16)
-        if n_weight_bytes >= _MANY_WEIGHT_BYTES and counts["MatMul"]:
+        if counts["MatMul"]:
             recipes += _weight_recipes(target)
         return tuple(recipes)
 
@@ -238,12 +234,14 @@ def _int8_recipes(
 def _weight_recipes(target: Target) -> Iterator[OpenVinoRecipe]:
     """Small rather than fast: weights in int8 alone made CLIP B/32's image tower slower than float."""
     if "int8" in target.precisions:
-        yield OpenVinoRecipe(name="openvino-int8-weights", precision="int8-weights", method="compress")
+        yield OpenVinoRecipe(
+            name="openvino-int8-weights", precision="int8-weights", is_for_size=True, method="compress"
+        )
     if "int4" in target.precisions:
         # Groups of 128 are NNCF's default; 64 hold the narrower layers of towers.
         yield OpenVinoRecipe(
-            name="openvino-int4-weights", precision="int4-weights", is_calibrated=True, method="compress",
-            weights="int4_asym", group_size=64, is_data_aware=True, session=DYNAMIC,
+            name="openvino-int4-weights", precision="int4-weights", is_calibrated=True, is_for_size=True,
+            method="compress", weights="int4_asym", group_size=64, is_data_aware=True, session=DYNAMIC,
         )  # fmt: skip
 
 

@@ -124,7 +124,8 @@ def test_a_graph_that_cannot_be_read_is_a_model_error(tmp_path: Path):
 
 def test_what_is_offered_suits_the_graph_and_the_processor(graph: Graph):
     def offered(target: Target, calibration: CalibrationRecipe = CALIBRATION) -> list[OpenVinoRecipe]:
-        return list(load_lowering("openvino").recipes(graph.prepared, target=target, calibration=calibration))
+        recipes = load_lowering("openvino").recipes(graph.prepared, target=target, calibration=calibration)
+        return [recipe for recipe in recipes if not recipe.is_for_size]
 
     names = [recipe.name for recipe in offered(TARGET)]
     with_bf16 = [recipe.name for recipe in offered(WITH_BF16)]
@@ -148,13 +149,12 @@ def test_what_is_offered_suits_the_graph_and_the_processor(graph: Graph):
         assert (recipe.precision == "int8-dynamic") == (recipe.session == DYNAMIC)
 
 
-def test_weights_alone_are_offered_where_there_are_many(graph: Graph, monkeypatch):
-    monkeypatch.setattr("edgevlm.lowering.openvino._MANY_WEIGHT_BYTES", 1)
+def test_weights_alone_are_for_size(graph: Graph):
     recipes = OpenVinoLowering().recipes(graph.prepared, target=TARGET, calibration=CALIBRATION)
-    assert {recipe.precision for recipe in recipes} >= {"int8-weights", "int4-weights"}
+    assert {r.precision for r in recipes if r.is_for_size} == {"int8-weights", "int4-weights"}
     only_int8 = msgspec.structs.replace(TARGET, precisions=("fp32", "int8"))
     recipes = OpenVinoLowering().recipes(graph.prepared, target=only_int8, calibration=CALIBRATION)
-    assert "int4-weights" not in {recipe.precision for recipe in recipes}
+    assert {r.precision for r in recipes if r.is_for_size} == {"int8-weights"}
 
 
 def test_float_is_the_prepared_graph(graph: Graph, tmp_path: Path):
