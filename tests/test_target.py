@@ -116,3 +116,14 @@ def test_a_backend_that_is_not_installed_is_left_out_unless_it_is_asked_for(arch
     with pytest.raises(MissingToolError) as caught:
         pick_backends(host, ("openvino",))
     assert caught.value.hint == "Run: pip install 'edgevlm[openvino]'"
+
+
+def test_doctor_notes_a_missing_extra_and_calls_only_a_missing_base_broken(monkeypatch):
+    from edgevlm.diagnosis import doctor, is_healthy
+
+    monkeypatch.setattr("edgevlm.runtime.backends.openvino.OpenVino.version", lambda self: None)
+    (check,) = (each for each in doctor() if each.name == "backend openvino")
+    assert (check.state, check.remedy) == ("note", "pip install 'edgevlm[openvino]'")
+    assert is_healthy((check,))
+    monkeypatch.setattr("edgevlm.runtime.backends.onnxruntime.OnnxRuntime.version", lambda self: None)
+    assert not is_healthy(doctor())

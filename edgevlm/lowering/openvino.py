@@ -37,6 +37,8 @@ from edgevlm.target import Target
 Weights = Literal["int8_sym", "int8_asym", "int4_sym", "int4_asym"]
 
 BF16 = SessionOptions(entries={"INFERENCE_PRECISION_HINT": "bf16"})
+# What layers with compressed weights read is quantized as it comes, 32 values to a scale: OpenVINO's own default.
+DYNAMIC = SessionOptions(entries={"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"})
 
 _BF16_ISA = frozenset({"avx512_bf16", "amx_bf16"})
 _VNNI_ISA = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
@@ -51,9 +53,6 @@ _KERNELS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "GatherM
 
 # What a kernel says it computes in; for weights alone it is what they are stored as.
 _COMPUTED_IN = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
-
-# Weights below this are a small part of any bundle, and its kernels never wait for them: a cache holds them.
-_MANY_WEIGHT_BYTES = 32_000_000
 
 
 # AWQ takes NNCF's default of 32; scale estimation would take 64, and as long again.
@@ -102,6 +101,7 @@ class OpenVinoRecipe(Recipe, frozen=True, kw_only=True):
             words = {
                 "method": "NNCF compress_weights" + (", AWQ, scale estimation" if self.is_data_aware else ""),
                 "weights": self.weights + (f", groups of {self.group_size}" if self.group_size > 0 else ", per row"),
+                "activations": "int8, as they come" if self.session == DYNAMIC else "float",
             }
         else:
             words = self.scheme.describe() if self.scheme else {}
@@ -123,13 +123,12 @@ class OpenVinoLowering:
         return prepared
 
     def recipes(self, prepared: Path, *, target: Target, calibration: CalibrationRecipe) -> tuple[OpenVinoRecipe, ...]:
-        """Float, bfloat16 where the processor has it, int8 in the ways that suit the graph, weights alone where many.
+        """Float, bfloat16 where the processor has it, int8 in the ways that suit the graph, weights alone for size.
 
         The files of a form with the rest in bfloat16 are those of the form with the rest in float.
         """
         model = _read(prepared)
         counts = _operators(model)
-        n_weight_bytes = prepared.with_suffix(".bin").stat().st_size
         has_bf16 = "bf16" in target.precisions and bool(_BF16_ISA & set(target.isa))
         recipes = [OpenVinoRecipe(name="openvino-fp32", precision="fp32")]
         if has_bf16:
@@ -140,7 +139,7 @@ class OpenVinoLowering:
             return tuple(recipes)
         if "int8" in target.precisions:
             recipes += _int8_recipes(counts, target, calibration, has_bf16=has_bf16)
-        if n_weight_bytes >= _MANY_WEIGHT_BYTES and counts["MatMul"]:
+        if counts["MatMul"]:
             recipes += _weight_recipes(target)
         return tuple(recipes)
 
@@ -171,7 +170,8 @@ class OpenVinoLowering:
         else:
             make = {"quantize": _quantized, "compress": _compressed, "convert": _requantized}[recipe.method]
             _save(make(prepared, recipe, data), file)
-        return Lowered(files=(file.name, file.with_suffix(".bin").name), runs=_runs(file))
+        runs = _runs(file) + (" by their weights" if recipe.method == "compress" else "")
+        return Lowered(files=(file.name, file.with_suffix(".bin").name), runs={"runs": runs})
 
 
 def _told(session: SessionOptions, *, n_threads: int, entries: Mapping[str, str] | None = None) -> SessionOptions:
@@ -224,22 +224,24 @@ def _int8_recipes(
     if is_attentive and has_bf16:  # softmax and norms stay in float; a convolutional net has next to nothing left there
         yield _rest_in_bf16(first)
     if is_attentive:
-        yield msgspec.structs.replace(first, name="openvino-int8-minmax", ranges="minmax", bias="as it is")
-    # It runs the graph once for each layer: minutes.
+        yield OpenVinoRecipe(name="openvino-int8-dynamic", precision="int8-dynamic", method="compress", session=DYNAMIC)
     if calibration.name == "thorough":
+        yield msgspec.structs.replace(first, name="openvino-int8-minmax", ranges="minmax", bias="as it is")
+        # It runs the graph once for each layer: minutes.
         yield msgspec.structs.replace(first, name="openvino-int8-by-layer", bias="by layer")
 
 
 def _weight_recipes(target: Target) -> Iterator[OpenVinoRecipe]:
+    """Small rather than fast: weights in int8 alone made CLIP B/32's image tower slower than float."""
     if "int8" in target.precisions:
         yield OpenVinoRecipe(
-            name="openvino-int8-weights", precision="int8-weights", method="compress", weights="int8_sym"
+            name="openvino-int8-weights", precision="int8-weights", is_for_size=True, method="compress"
         )
     if "int4" in target.precisions:
         # Groups of 128 are NNCF's default; 64 hold the narrower layers of towers.
         yield OpenVinoRecipe(
-            name="openvino-int4-weights", precision="int4-weights", is_calibrated=True, method="compress",
-            weights="int4_asym", group_size=64, is_data_aware=True,
+            name="openvino-int4-weights", precision="int4-weights", is_calibrated=True, is_for_size=True,
+            method="compress", weights="int4_asym", group_size=64, is_data_aware=True, session=DYNAMIC,
         )  # fmt: skip
 
 
@@ -331,7 +333,7 @@ def _settle_names(model: Any) -> None:
             op.set_friendly_name(f"{kind}.{index}")
 
 
-def _runs(file: Path) -> dict[str, str]:
+def _runs(file: Path) -> str:
     """What the plugin runs after its own fusions. The same files may be opened for float32 and for bfloat16, so what
     is neither int8 nor int4 is float."""
     ov = import_openvino()
@@ -342,7 +344,7 @@ def _runs(file: Path) -> dict[str, str]:
         for info in infos
         if info["layerType"].value in _KERNELS
     )
-    return {"runs": f"{_counted(kinds)} convolutions and matrix products"}
+    return f"{_counted(kinds)} convolutions and matrix products"
 
 
 def _counted(counts: Counter[str]) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from edgevlm.errors import DataError, MissingToolError, ModelError
 from edgevlm.lowering import load_lowering
-from edgevlm.lowering.openvino import BF16, OpenVinoLowering, OpenVinoRecipe
+from edgevlm.lowering.openvino import BF16, DYNAMIC, OpenVinoLowering, OpenVinoRecipe
 from edgevlm.quantization.calibration import CalibrationRecipe, collect_ranges
 from edgevlm.quantization.schemes import Calibration
 from edgevlm.runtime.backends import load_backend
@@ -124,7 +124,8 @@ def test_a_graph_that_cannot_be_read_is_a_model_error(tmp_path: Path):
 
 def test_what_is_offered_suits_the_graph_and_the_processor(graph: Graph):
     def offered(target: Target, calibration: CalibrationRecipe = CALIBRATION) -> list[OpenVinoRecipe]:
-        return list(load_lowering("openvino").recipes(graph.prepared, target=target, calibration=calibration))
+        recipes = load_lowering("openvino").recipes(graph.prepared, target=target, calibration=calibration)
+        return [recipe for recipe in recipes if not recipe.is_for_size]
 
     names = [recipe.name for recipe in offered(TARGET)]
     with_bf16 = [recipe.name for recipe in offered(WITH_BF16)]
@@ -133,25 +134,27 @@ def test_what_is_offered_suits_the_graph_and_the_processor(graph: Graph):
         assert with_bf16 == ["openvino-fp32", "openvino-bf16", "openvino-int8-onnx", "openvino-int8"]
         assert not offered(TARGET)[-1].is_transformer
     else:
-        assert names == ["openvino-fp32", "openvino-int8", "openvino-int8-minmax"]
-        of_int8 = ["openvino-int8", "openvino-int8-bf16", "openvino-int8-minmax"]
+        assert names == ["openvino-fp32", "openvino-int8", "openvino-int8-dynamic"]
+        of_int8 = ["openvino-int8", "openvino-int8-bf16", "openvino-int8-dynamic"]
         assert with_bf16 == ["openvino-fp32", "openvino-bf16", *of_int8]
-        assert offered(TARGET)[-1].is_transformer
+        assert offered(TARGET)[1].is_transformer
     assert [r.name for r in offered(TARGET, THOROUGH)][-1] == "openvino-int8-by-layer"
     assert [r.name for r in offered(msgspec.structs.replace(WITH_BF16, precisions=("fp32",)))] == ["openvino-fp32"]
-    assert not offered(TARGET)[-1].reduces_range
-    assert offered(msgspec.structs.replace(TARGET, isa=("avx2",)))[-1].reduces_range
+    without_vnni = offered(msgspec.structs.replace(TARGET, isa=("avx2",)))
+    assert {r.reduces_range for r in offered(TARGET) if r.method == "quantize"} == {False}
+    assert {r.reduces_range for r in without_vnni if r.method == "quantize"} == {True}
     for recipe in offered(WITH_BF16, THOROUGH):
-        assert ("bf16" in recipe.precision) == (recipe.session == BF16) == (recipe.describe()["the rest in"] == "bf16")
+        is_bf16 = "bf16" in recipe.precision
+        assert is_bf16 == (recipe.session == BF16) == (recipe.describe()["the rest in"] == "bf16")
+        assert (recipe.precision == "int8-dynamic") == (recipe.session == DYNAMIC)
 
 
-def test_weights_alone_are_offered_where_there_are_many(graph: Graph, monkeypatch):
-    monkeypatch.setattr("edgevlm.lowering.openvino._MANY_WEIGHT_BYTES", 1)
+def test_weights_alone_are_for_size(graph: Graph):
     recipes = OpenVinoLowering().recipes(graph.prepared, target=TARGET, calibration=CALIBRATION)
-    assert {recipe.precision for recipe in recipes} >= {"int8-weights", "int4-weights"}
+    assert {r.precision for r in recipes if r.is_for_size} == {"int8-weights", "int4-weights"}
     only_int8 = msgspec.structs.replace(TARGET, precisions=("fp32", "int8"))
     recipes = OpenVinoLowering().recipes(graph.prepared, target=only_int8, calibration=CALIBRATION)
-    assert "int4-weights" not in {recipe.precision for recipe in recipes}
+    assert {r.precision for r in recipes if r.is_for_size} == {"int8-weights"}
 
 
 def test_float_is_the_prepared_graph(graph: Graph, tmp_path: Path):
