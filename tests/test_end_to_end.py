@@ -100,8 +100,12 @@ def test_the_report_says_what_the_manifest_says(demo):
     assert report.data.n_calibrate + report.data.n_select + report.data.n_report == 160
     for name in ("report.html", "report.md"):
         assert report.winner in (demo.bundle / "report" / name).read_text(encoding="utf-8")
-    subjects = {each.subject for comparison in report.comparisons for each in comparison.measurements}
-    assert subjects == {row.name for row in report.candidates}
+    taken = (*report.screenings, *report.comparisons)
+    assert {each.subject for comparison in taken for each in comparison.measurements} == {
+        row.name for row in report.candidates
+    }
+    finalists = {each.subject for each in report.comparisons[0].measurements}
+    assert {"fp32", report.winner} <= finalists
     assert all(each.turns_ms for each in report.comparisons[0].measurements if each.failure is None)
 
 

@@ -19,7 +19,7 @@ from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.session import run_rows
 from edgevlm.runtime.spec import Array, Spec
 from edgevlm.search.spec import Variant
-from edgevlm.steps.inputs import graph_inputs
+from edgevlm.steps.inputs import graph_inputs, processing_of
 from edgevlm.steps.timing import time_variants
 from edgevlm.steps.variants import Form, GraphForms, file_digest
 from edgevlm.store import code_digest, read_spec, write_spec
@@ -132,13 +132,14 @@ def output_sqnr_db(work: Work, variant: Variant, baseline: Variant) -> float:
         "session": msgspec.to_builtins(variant.session),
         "baseline": file_digest(work.out / baseline.file),
         "select": work.step.params["select"],
-        "processing": msgspec.to_builtins(work.job.model.processing),
+        "processing": msgspec.to_builtins(processing_of(work)),
         "code": code_digest(),
     }
 
     def make(out: Path) -> None:
         work.progress(StepProgress(name=work.step.name, detail=f"{variant.graph}: noise of {variant.name}"))
-        inputs = graph_inputs(work.job, variant.graph, work.job.splits.select, N_PICTURES)
+        text = processing_of(work).text
+        inputs = graph_inputs(work.job, variant.graph, work.job.splits.select, N_PICTURES, text=text)
         expected, actual = (
             run_rows(load_backend(v.backend).open(work.out / v.file, v.session), inputs) for v in (baseline, variant)
         )

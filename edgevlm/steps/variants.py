@@ -24,7 +24,7 @@ from edgevlm.quantization.schemes import Calibration
 from edgevlm.runtime.spec import Array, SessionOptions
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import Variant
-from edgevlm.steps.inputs import at_batch, graph_inputs
+from edgevlm.steps.inputs import at_batch, graph_inputs, processing_of, prompts, text_inputs
 from edgevlm.store import code_digest, read_spec, write_spec
 
 # What preprocesses the calibration data, beside what makes the forms themselves.
@@ -222,14 +222,19 @@ class GraphCalibration:
         return {
             "calibrate": self._work.step.params["calibrate"],
             "n_samples": self.recipe.n_samples,
-            "processing": msgspec.to_builtins(self._work.job.model.processing),
+            "processing": msgspec.to_builtins(processing_of(self._work)),
             "labels": list(self._work.job.request.labels),
             "batch": self._work.step.params["batch"],
         }
 
     def feeds(self) -> Iterator[dict[str, Array]]:
-        inputs = graph_inputs(self._work.job, self._graph, self._work.job.splits.calibrate, self.recipe.n_samples)
-        batch = 1 if self._graph == TEXT_ENCODER else self._work.step.params["batch"] or 1
+        job = self._work.job
+        if self._graph == TEXT_ENCODER:  # one by one, each at the length at which the device will run it
+            for text in prompts(job, job.splits.calibrate)[: self.recipe.n_samples]:
+                yield text_inputs(job, [text], processing_of(self._work).text)
+            return
+        inputs = graph_inputs(job, self._graph, job.splits.calibrate, self.recipe.n_samples)
+        batch = self._work.step.params["batch"] or 1
         n = len(next(iter(inputs.values())))
         for start in range(0, n, batch):
             yield at_batch({name: value[start : start + batch] for name, value in inputs.items()}, batch)
