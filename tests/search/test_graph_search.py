@@ -1,0 +1,177 @@
+"""The search over one graph's forms, against a machine that is written down: its times, and what each layer costs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from edgevlm.errors import ModelError
+from edgevlm.evaluation.evaluation import Drop
+from edgevlm.lowering import Recipe
+from edgevlm.measure.protocol import QUICK
+from edgevlm.plan import Budgets
+from edgevlm.runtime.spec import SessionOptions
+from edgevlm.search.spec import Variant
+from edgevlm.steps import graph_search, sensitivity
+from edgevlm.steps.graph_search import Clock, GraphSearch
+from edgevlm.steps.variants import Form
+from tests.search.test_combinations import comparison
+
+LAYERS = tuple(f"layer{i}" for i in range(6))
+
+
+class Machine:
+    """Float takes 12 ms; each of six layers in int8 saves 1.5 ms, and some cost accuracy."""
+
+    def __init__(self, cost_of: dict[str, float], *, saved_ms: dict[str, float] | None = None) -> None:
+        self.cost_of = cost_of
+        self.saved_ms = dict.fromkeys(LAYERS, 1.5) | (saved_ms or {})
+        self.made: list[str] = []
+
+    def lowered(self, variant: Variant) -> set[str]:
+        kept = set(variant.recipe.get("kept", "").split())
+        return set() if variant.precision == "fp32" else set(LAYERS) - kept
+
+    def ms(self, variant: Variant) -> float:
+        ms = 12.0 - sum(self.saved_ms[layer] for layer in self.lowered(variant))
+        return ms * (0.9 if "fast" in variant.session.entries else 1.0)
+
+    def drop(self, variant: Variant) -> float:
+        return sum(self.cost_of.get(layer, 0.0) for layer in self.lowered(variant))
+
+
+class Forms:
+    graph = "model"
+
+    def __init__(self, machine: Machine, *names: str) -> None:
+        self.machine = machine
+        self.names = names
+        self.baseline = Form(backend="b", recipe=Recipe(name="fp32", precision="fp32"))
+
+    def forms(self):
+        return (self.baseline, *(Form(backend="b", recipe=Recipe(name=n, precision="int8-static")) for n in self.names))
+
+    def make(self, form, *, suffix=""):
+        name = form.recipe.name + suffix
+        self.machine.made.append(name)
+        if "refused" in name:
+            return Variant(graph="model", name=name, precision="int8-static", backend="b", failure="no")
+        kept = {"kept": " ".join(form.recipe.keep_float)}
+        return Variant(graph="model", name=name, precision=form.recipe.precision, backend="b", file=name, recipe=kept)
+
+    def sessions(self, form):
+        return {"fast": SessionOptions(entries={"fast": "1"})}
+
+    def lowered_nodes(self, form):
+        return LAYERS
+
+
+@pytest.fixture
+def search(monkeypatch):
+    def make(machine: Machine, *names: str, max_drop: float = 0.01, seconds: float = 1e6) -> GraphSearch:
+        forms = Forms(machine, *names)
+        baseline = forms.make(forms.baseline)
+
+        def times(work, graph, variants, **_):
+            return comparison({v.name: machine.ms(v) for v in variants if v.failure is None})
+
+        def drop(members):
+            (variant,) = members
+            if "unrunnable" in variant.name:
+                raise ModelError("it gives NaN")
+            value = machine.drop(variant)
+            return Drop(
+                metric="top-1", value=value, low=value, high=value, n=100, candidate=0.9 - value, reference=0.9,
+                n_worse=0, n_better=0, interval="none", data="d", has_labels=True,
+            )  # fmt: skip
+
+        def noise_db(work, variant, baseline):
+            return 40.0 - 1000 * machine.drop(variant)
+
+        monkeypatch.setattr(graph_search, "time_variants", times)
+        monkeypatch.setattr(sensitivity, "time_variants", times)
+        monkeypatch.setattr(sensitivity, "output_sqnr_db", noise_db)
+        request = SimpleNamespace(budgets=Budgets(max_drop=max_drop), protocol=QUICK, precision="auto")
+        job = SimpleNamespace(request=request, splits=SimpleNamespace(select=range(10)))
+        work = SimpleNamespace(job=job, step=SimpleNamespace(name="search"), progress=lambda event: None)
+        return GraphSearch(
+            work=work,
+            forms=forms,
+            baseline=baseline,
+            judge=SimpleNamespace(drop=drop),
+            others=(baseline,),
+            clock=Clock(end_s=seconds, now=lambda: 0.0),
+        )
+
+    return make
+
+
+def best(search: GraphSearch) -> str:
+    return search._inside()[0].name
+
+
+def test_a_form_inside_the_budget_needs_no_repair_and_is_tuned(search):
+    found = search(Machine({}), "int8")
+    found.run()
+    assert best(found) == "int8@fast"
+    assert not any("mixed" in name for name in found.known.variants)
+    assert [each.group for each in found.sensitivities] == list(LAYERS)
+    assert found.sensitivities[0].saved_ms == pytest.approx(1.5)
+
+
+def test_the_one_layer_that_ruins_the_accuracy_stays_in_float(search):
+    found = search(Machine({"layer2": 0.05}), "int8")
+    found.run()
+    assert best(found) == "int8-mixed-1@fast"
+    assert found.known.variants["int8-mixed-1"].recipe["kept"] == "layer2"
+    assert found.known.drops["int8"].value == pytest.approx(0.05)  # the broken one is told all the same
+
+
+def test_of_several_layers_no_more_stay_in_float_than_need_be(search):
+    found = search(Machine({"layer0": 0.02, "layer3": 0.03, "layer5": 0.004}), "int8", max_drop=0.005)
+    found.run()
+    kept = found.known.variants[best(found).removesuffix("@fast")].recipe["kept"].split()
+    assert sorted(kept) == ["layer0", "layer3"]
+
+
+def test_a_layer_that_is_slower_lowered_stays_in_float(search):
+    found = search(Machine({}, saved_ms={"layer4": -2.0}), "int8")
+    found.run()
+    assert best(found) == "int8-mixed-1@fast"
+    assert found.known.variants["int8-mixed-1"].recipe["kept"] == "layer4"
+
+
+def test_with_no_time_left_every_form_is_timed_and_nothing_else_is_tried(search):
+    machine = Machine({"layer2": 0.05})
+    found = search(machine, "int8", "other", seconds=0)
+    found.run()
+    assert set(found.known.variants) == {"fp32", "int8", "other"}
+    assert found.clock.was_over
+    assert found.sensitivities == ()
+
+
+def test_what_is_refused_or_does_not_run_is_told_and_the_others_go_on(search):
+    found = search(Machine({}), "refused", "unrunnable", "int8")
+    found.run()
+    assert found.known.trial("refused").failure == "no"
+    assert found.known.trial("unrunnable").failure == "it gives NaN"
+    assert best(found) == "int8@fast"
+
+
+def test_where_nothing_is_inside_the_budget_float_is_timed_well(search):
+    found = search(Machine(dict.fromkeys(LAYERS, 0.2)), "int8")
+    found.run()
+    assert found._inside()[:1] == [] or found.known.drops[best(found)].value <= 0.01
+    assert not found.known.is_rough("fp32")
+
+
+def test_a_budget_for_the_size_keeps_slow_forms_in_turns(search):
+    found = search(Machine({}), "int8")
+    assert found._screening.halve_at != () or not QUICK.halve_at
+    request = found.work.job.request
+    request.protocol = msgspec.structs.replace(QUICK, halve_at=(6,))
+    assert found._screening.halve_at
+    request.budgets = Budgets(max_size_mb=1.0)
+    assert found._screening.halve_at == ()
