@@ -23,6 +23,7 @@ import numpy as np
 from edgevlm.errors import ModelError
 from edgevlm.measure.apart import call_apart
 from edgevlm.measure.environment import describe_environment, fingerprint
+from edgevlm.measure.load import read_cpu_times, share_of_others
 from edgevlm.measure.process import WorkerError
 from edgevlm.measure.worker import Waiting, wait_due_to_others
 from edgevlm.runtime.backends import load_backend
@@ -38,6 +39,9 @@ _PROBE_MS = 40.0
 _MIN_PASSES, _MAX_PASSES = 2, 6
 # Quiet passes differed by 0.5 to 6 %, disturbed ones by 50 % and more.
 _MAX_DISAGREEMENT = 0.1
+# With several threads waits cannot be taken off: among 14 busy processes on two cores, all passes with two threads
+# agreed on the rate of one.
+_MAX_OTHER_LOAD = 0.25
 # Four times the last-level cache of the largest edge CPUs, but never much of a small board's memory.
 _TRIAD_BYTES = 64 * 2**20
 
@@ -100,7 +104,9 @@ class Peak(Spec, frozen=True, kw_only=True):
         rates: what the backend has, each precision once.
         bandwidth_gb_per_s: memory, read and written together, over arrays that no cache holds (triad: a = b + s · c).
         disagreement: by how much the best pass lies above the second at most, as a fraction.
-        is_valid: whether they agreed; where not, the figures are too low rather than too high.
+        is_valid: whether they agreed, and with several threads, whether others left the machine alone; where not, the
+            figures are too low rather than too high.
+        other_load: the share of the machine's CPU time that others took meanwhile; null where the system does not tell.
     """
 
     backend: str
@@ -111,6 +117,7 @@ class Peak(Spec, frozen=True, kw_only=True):
     disagreement: float
     is_valid: bool
     machine: str
+    other_load: float | None = None
 
     def rate(self, precision: str) -> Rate | None:
         return next((rate for rate in self.rates if rate.precision == precision), None)
@@ -167,6 +174,7 @@ def measure_peak(
 def measure_here(request: PeakRequest) -> Peak:
     """In this process: what ``measure_peak`` runs apart."""
     rates, disagreements = [], []
+    before, used_s = read_cpu_times(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
         for precision, entries in _ENTRIES.get(request.backend, {}).items():
             if precision == "bf16" and not {"avx512_bf16", "amx_bf16", "bf16"} & set(describe_machine().isa):
@@ -183,6 +191,9 @@ def measure_here(request: PeakRequest) -> Peak:
     if not rates:
         raise ModelError(f"There is no probe for '{request.backend}'.")
     worst = max(disagreements)
+    after, ours_s = read_cpu_times(), time.process_time() - used_s
+    other_load = share_of_others(before, after, ours_s=ours_s) if before and after else None
+    is_alone = request.n_threads == 1 or other_load is None or other_load <= _MAX_OTHER_LOAD
     return Peak(
         backend=request.backend,
         version=load_backend(request.backend).version() or "",
@@ -190,8 +201,9 @@ def measure_here(request: PeakRequest) -> Peak:
         rates=tuple(rates),
         bandwidth_gb_per_s=triad_gb_per_s(request.n_threads, duration_ms=4 * request.probe_ms),
         disagreement=worst,
-        is_valid=worst <= _MAX_DISAGREEMENT,
+        is_valid=worst <= _MAX_DISAGREEMENT and is_alone,
         machine=describe_machine().name,
+        other_load=other_load,
     )
 
 

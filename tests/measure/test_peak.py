@@ -12,6 +12,7 @@ import pytest
 from edgevlm.errors import ModelError
 from edgevlm.measure import peak as peak_module
 from edgevlm.measure.explanation import main_precision, place_under_roof, time_by_kind
+from edgevlm.measure.load import CpuTimes
 from edgevlm.measure.operators import profile_graph
 from edgevlm.measure.peak import PROBES, Peak, PeakRequest, Rate, measure_here, measure_peak, probes_for, save_probe
 from edgevlm.measure.work import work_of_graph
@@ -92,6 +93,17 @@ def test_passes_are_repeated_until_two_agree(monkeypatch: pytest.MonkeyPatch):
     assert found.rate("int8") == Rate(precision="int8", gmac_per_s=320.0, probe="p", by_probe={"p": 320.0})
     assert found.disagreement == pytest.approx(0.5)
     assert not found.is_valid
+
+
+@pytest.mark.parametrize(("n_threads", "load", "is_valid"), [(1, 0.9, True), (2, 0.9, False), (2, 0.1, True)])
+def test_several_threads_need_a_machine_of_their_own(monkeypatch: pytest.MonkeyPatch, n_threads, load, is_valid):
+    monkeypatch.setattr(peak_module, "_rates", lambda *_: {"p": 50.0})
+    monkeypatch.setattr(peak_module, "triad_gb_per_s", lambda *_, **__: 10.0)
+    times = CpuTimes(used_s=1.0, stolen_s=0.0, all_s=2.0)
+    monkeypatch.setattr(peak_module, "read_cpu_times", lambda: times)
+    monkeypatch.setattr(peak_module, "share_of_others", lambda *_, **__: load)
+    found = measure_here(PeakRequest(backend="onnxruntime", n_threads=n_threads))
+    assert (found.is_valid, found.other_load) == (is_valid, load)
 
 
 def test_a_backend_without_probes_is_told(tmp_path: Path):
