@@ -128,6 +128,7 @@ def test_the_verbs_of_the_command_line(compiled, data: Path, capsys: pytest.Capt
     if compiled.manifest.task == "object-detection":
         assert text.endswith("cat  x 16 to 32, y 0 to 16\n")
         assert "letterbox" in shown
+        assert "from grid, score above 0.25, strides 8, overlap of a class at most 0.65" in shown
     else:
         assert sum(float(line.split()[0]) for line in text.splitlines()) == pytest.approx(100, abs=0.1)
     assert METRIC[compiled.manifest.task] in shown

@@ -13,7 +13,7 @@ from edgevlm.cli.common import Output, detailed_output_options
 if TYPE_CHECKING:
     from edgevlm.measure.explanation import Explained
     from edgevlm.measure.operators import OperatorRow
-    from edgevlm.runtime.spec import Component, Manifest, TensorSpec, TextProcessing
+    from edgevlm.runtime.spec import Component, DetectionDecoding, Manifest, TensorSpec, TextProcessing
 
 
 @click.command("inspect")
@@ -110,6 +110,8 @@ def description_text(manifest: Manifest, *, is_verbose: bool = False) -> str:
     ]
     if manifest.processing.text:
         rows.append(("text", _text(manifest.processing.text)))
+    if manifest.processing.detection:
+        rows.append(("boxes", _boxes(manifest.processing.detection)))
     if manifest.labels:
         shown = ", ".join(manifest.labels[:4])
         rows.append(("labels", f"{len(manifest.labels)}: {shown}{', …' if len(manifest.labels) > 4 else ''}"))
@@ -152,6 +154,17 @@ def _picture(manifest: Manifest) -> str:
 def _text(text: TextProcessing) -> str:
     padded = "padded to them" if text.padding == "max_length" else "each call as long as its longest text"
     return f"at most {text.max_length} tokens, {padded}"
+
+
+def _boxes(decoding: DetectionDecoding) -> str:
+    from edgevlm.runtime.spec import GridDecoding
+
+    described = f"from {decoding.__struct_config__.tag}, score above {decoding.score_threshold:g}"
+    if isinstance(decoding, GridDecoding):
+        described += (
+            f", strides {', '.join(map(str, decoding.strides))}, overlap of a class at most {decoding.nms_iou:g}"
+        )
+    return f"{described}, at most {decoding.max_detections} in a picture"
 
 
 def _latency(manifest: Manifest) -> str:

@@ -76,7 +76,7 @@ class Judge:
             "batch": self._batch,
             # int8 kernels without VNNI saturate, so the same graph can answer differently on another processor.
             "isa": list(describe_machine().isa),
-            "tools": tool_versions(*BACKENDS, "numpy", "pillow", "tokenizers"),
+            "tools": tool_versions(*BACKENDS, "numpy", "pillow", "tokenizers", "pycocotools", "scikit-learn"),
             "code": code_digest(),
         }
 
