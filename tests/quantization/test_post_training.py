@@ -103,6 +103,25 @@ def test_core_keeps_logits_and_attention_float(tmp_path: Path) -> None:
     assert count_operators(out)["QuantizeLinear"] == 4
 
 
+def test_what_stands_behind_the_last_layer_stays_float(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.node("Relu", b.node("Conv", "pixel_values", b.weight(8, 3, 3, 3), b.weight(8), pads=[1, 1, 1, 1]))
+    x = b.node("Concat", x, b.node("Sigmoid", x), axis=1)  # read by the two heads
+    boxes = b.node("Conv", x, b.weight(4, 16, 1, 1, scale=10.0), b.weight(4))
+    scores = b.node("Sigmoid", b.node("Conv", x, b.weight(4, 16, 1, 1), b.weight(4)))
+    both = b.node("Concat", boxes, scores, axis=1)
+    b.node("Flatten", both, out="logits")
+    file = b.save(tmp_path / "heads.onnx", {"pixel_values": [1, 3, 8, 8]}, {"logits": [1, 512]})
+    prepared = prepare(file, tmp_path / "prepared.onnx")
+    scheme = static_scheme("core", "minmax", activation="u8")
+    graph = onnx.load(prepared).graph
+    kinds = [node.op_type for node in selected_nodes(graph, scheme)]
+    assert kinds == ["Conv", "Relu", "Sigmoid", "Concat", "Conv", "Conv"]
+    first = next(node.name for node in graph.node if node.op_type == "Conv")
+    # A clamp behind a float layer stays with it; what reads it alone is no chain of convolutions any more.
+    assert [n.op_type for n in selected_nodes(graph, scheme, keep_float={first})] == ["Conv", "Conv"]
+
+
 def test_ranges_collected_once_give_what_quantize_static_gives_alone(tmp_path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -146,7 +165,7 @@ from pathlib import Path
 from edgevlm.quantization.calibration import collect_ranges
 from edgevlm.quantization.post_training import prepare, quantize
 from edgevlm.quantization.schemes import dynamic_scheme, static_scheme
-from tests.quantization.graphs import feeds, save_cnn
+from tests.quantization.graphs import Builder, feeds, save_cnn
 folder = Path(sys.argv[1])
 prepared = prepare(save_cnn(folder / "cnn.onnx"), folder / "prepared.onnx")
 for method in ("minmax", "percentile"):
