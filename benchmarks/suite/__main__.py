@@ -35,7 +35,11 @@ SCREENING = Protocol(n_rounds=8, min_rounds=8, halve_at=(), budget_s=600.0, time
 @click.option("--rounds", default=60, show_default=True, help="Of the long comparison, at most.")
 @click.option("--environments", type=click.Path(path_type=Path), help="Where the rivals' environments are kept.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where artifacts are kept; beside the environments.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where results are written.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    help="Where results are written; beside the others, those of --quick in WORK.",
+)
 @click.option("--again", is_flag=True, help="Measure models anew that have a result.")
 @click.option("--only-environments", is_flag=True, help="Make the environments and stop.")
 @click.option("--only-table", is_flag=True, help="Write the tables from the results that there are.")
@@ -48,7 +52,7 @@ def main(
     rounds: int,
     environments: Path | None,
     work: Path | None,
-    results: Path,
+    results: Path | None,
     again: bool,
     only_environments: bool,
     only_table: bool,
@@ -65,6 +69,7 @@ def main(
         _make_environments(environments)
         return
     cases = (QUICK,) if quick else tuple(case for case in CASES if not models or case.key in models)
+    results = results or (kept / "results" if quick else RESULTS)
     folder = results / "suite"
     folder.mkdir(parents=True, exist_ok=True)
     failed = []

@@ -22,6 +22,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.measure.interleave import compare
 from edgevlm.measure.protocol import extended
 from edgevlm.measure.spec import Comparison, Measurement, Protocol, Subject
+from edgevlm.progress import Event, Progress, StepFinished
 from edgevlm.runtime.spec import Component, SessionOptions
 from edgevlm.steps.inputs import save_inputs
 
@@ -152,11 +153,13 @@ def _line(contender: Contender) -> str:
 
 
 def _compiled(
-    prepared: Prepared, judge: Judge, n_threads: int, protocol: Protocol | None
+    prepared: Prepared, judge: Judge, n_threads: int, protocol: Protocol | None, say: Say
 ) -> tuple[Contender, str, Component, Subject]:
     options: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
     bundle = prepared.work / f"bundle-{n_threads}"
-    compiled = edgevlm.compile(**prepared.asked, threads=n_threads, output=bundle, overwrite=True, **options)
+    compiled = edgevlm.compile(
+        **prepared.asked, threads=n_threads, output=bundle, overwrite=True, progress=_told_to(say), **options
+    )
     component = next(part for part in compiled.manifest.components if part.name == prepared.case.graph)
     file = compiled.bundle / component.file
     subject = Subject(
@@ -174,6 +177,16 @@ def _compiled(
         judged=judge.judge(subject, prepared.work / "ours", inputs=component.inputs),
     )
     return contender, compiled.report.winner, component, subject
+
+
+def _told_to(say: Say) -> Progress:
+    """Each step of a compile when it is done: a search takes minutes."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StepFinished):
+            say(f"  compile: {event.name} took {event.wall_s:.0f} s")
+
+    return tell
 
 
 def _own_inputs(prepared: Prepared, component: Component) -> Path:
@@ -197,7 +210,7 @@ def _at_threads(
     compile_protocol: Protocol | None,
     say: Say,
 ) -> ThreadsResult:
-    ours, winner, component, own = _compiled(prepared, judge, n_threads, compile_protocol)
+    ours, winner, component, own = _compiled(prepared, judge, n_threads, compile_protocol, say)
     ready = [own, *(_with_threads(subject, n_threads) for subject in subjects.values())]
     screened = compare(ready, baseline=FLOAT, protocol=screening, progress=lambda text, *_: None)
     finalists = _finalists(contenders, screened)
