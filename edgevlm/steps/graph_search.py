@@ -6,7 +6,7 @@ All of it goes through the store trial by trial, so a search that was stopped go
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -31,6 +31,8 @@ N_FINALISTS = 3
 N_TUNED = 2
 # A form that is repaired must promise at least this much over the best that needs no repair, or it is no use.
 WORTH_REPAIRING = 0.97
+# Forms that are repaired at most; the second one is for a backend whose casts cost less.
+N_REPAIRED = 2
 # Judging every group on the whole select split may take this share of the time that is left.
 SHARE_FOR_JUDGING_GROUPS = 0.25
 
@@ -160,15 +162,28 @@ class GraphSearch:
     # --- mixed precision ----------------------------------------------------------------------------------
 
     def _look_inside(self) -> None:
-        """Which groups of the fastest lowered form cost accuracy, and which save time; keep the wrong ones in float."""
+        """Which groups of a lowered form cost accuracy, and which save time; keep the wrong ones in float."""
         best = next(iter(self._inside()), None)
-        broken = [name for name in self._fastest_first() if self._needs_repair(name, best)]
-        name = broken[0] if broken else (best.name if best else "")
+        broken = sorted(
+            (name for name in self._fastest_first() if self._needs_repair(name, best)),
+            key=lambda name: self.known.drops[name].value,
+        )
+        if not broken:
+            self._find_sensitivities(best.name if best else "")
+            self._leave_slow_groups(best.name if best else "")
+        # What is nearest to the budget loses least speed by being brought inside.
+        for name in broken[:N_REPAIRED]:
+            if self.clock.is_over():
+                return
+            if self._find_sensitivities(name):
+                self._repair(name)
+
+    def _find_sensitivities(self, name: str) -> bool:
+        """Whether the form has groups, and there was time to look at them."""
         form = self.made.get(name)
-        nodes = self.forms.lowered_nodes(form) if form else ()
-        if form is None or len(nodes) < 2:
-            return
-        groups = node_groups(nodes)
+        groups = self._groups(form)
+        if form is None or len(groups) < 2:
+            return False
         n_pictures = len(self.work.job.splits.select)
         judging_s = len(groups) * n_pictures * (self.known.trial(name).p50_ms or 0.0) / 1e3
         is_judged = judging_s < SHARE_FOR_JUDGING_GROUPS * self.clock.left_s()
@@ -176,26 +191,25 @@ class GraphSearch:
         def drop_of(variant: Variant) -> Drop | None:
             return self.judge.drop(self._members(variant)) if is_judged else None
 
-        self.sensitivities = find_sensitivities(
+        found = find_sensitivities(
             self.work, self.forms, form, self.baseline, groups, drop_of, is_over=self.clock.is_over
         )
-        if not self.sensitivities:
-            return
-        if broken:
-            self._repair(form, self._by_noise_for_time(groups))
-        else:
-            self._leave_slow_groups(form, groups)
+        self.sensitivities += found
+        return bool(found)
+
+    def _groups(self, form: Form | None) -> tuple[NodeGroup, ...]:
+        return node_groups(self.forms.lowered_nodes(form)) if form else ()
 
     def _needs_repair(self, name: str, best: Trial | None) -> bool:
-        trial, drop = self.known.trial(name), self.known.drops.get(name)
-        if name == FLOAT or drop is None or drop.value <= self.work.job.request.budgets.max_drop:
+        trial, drop, form = self.known.trial(name), self.known.drops.get(name), self.made.get(name)
+        if form is None or drop is None or drop.value <= self.work.job.request.budgets.max_drop:
             return False
         limit = WORTH_REPAIRING * (best.ratio if best and best.ratio else 1.0)
-        return trial.ratio is not None and trial.ratio < limit
+        return trial.ratio is not None and trial.ratio < limit and len(self.forms.lowered_nodes(form)) > 1
 
-    def _by_noise_for_time(self, groups: tuple[NodeGroup, ...]) -> list[NodeGroup]:
+    def _by_noise_for_time(self, name: str) -> list[NodeGroup]:
         """The groups that add most noise for the time that they save come first."""
-        known = {s.group: s for s in self.sensitivities}
+        known = {s.group: s for s in self.sensitivities if s.form == self.made[name].recipe.name}
 
         def price(group: NodeGroup) -> float:
             found = known.get(group.name)
@@ -204,10 +218,11 @@ class GraphSearch:
             # Noise of independent groups adds up by its power (arXiv:1511.06393).
             return float(10 ** (-found.sqnr_db / 10) / max(found.saved_ms, 1e-3))
 
-        return sorted(groups, key=price, reverse=True)
+        return sorted(self._groups(self.made[name]), key=price, reverse=True)
 
-    def _repair(self, form: Form, ranked: Sequence[NodeGroup]) -> None:
+    def _repair(self, name: str) -> None:
         """The fewest groups in float that keep to the accuracy budget: bisected, then thinned one by one."""
+        form, ranked = self.made[name], self._by_noise_for_time(name)
         max_drop = self.work.job.request.budgets.max_drop
         low, high = 0, len(ranked)  # with none it fails; with all it is float
         kept: list[NodeGroup] | None = None
@@ -230,11 +245,13 @@ class GraphSearch:
                 if len(kept) < 2:
                     return
 
-    def _leave_slow_groups(self, form: Form, groups: tuple[NodeGroup, ...]) -> None:
+    def _leave_slow_groups(self, name: str) -> None:
         """Groups that are surely slower when lowered stay in float."""
         slow = {s.group for s in self.sensitivities if s.ratio_low > 1}
+        form = self.made.get(name)
+        groups = self._groups(form)
         kept = [group for group in groups if group.name in slow]
-        if kept and len(kept) < len(groups) and not self.clock.is_over():
+        if form and kept and len(kept) < len(groups) and not self.clock.is_over():
             self._try(keeping(form, kept), f"-mixed-{len(kept)}")
 
     # --- the end ------------------------------------------------------------------------------------------

@@ -136,6 +136,18 @@ def test_of_several_layers_no_more_stay_in_float_than_need_be(search):
     assert sorted(kept) == ["layer0", "layer3"]
 
 
+def test_of_two_broken_forms_the_one_nearest_to_the_budget_is_repaired_first(search):
+    machine = Machine({"layer1": 0.05})
+    found = search(machine, "int8", "int8-better")
+    worse = found.judge.drop
+    found.judge.drop = lambda members: msgspec.structs.replace(
+        worse(members), value=worse(members).value * (0.5 if "better" in members[0].name else 1)
+    )
+    found.run()
+    mixed = [name for name in machine.made if "mixed" in name]
+    assert mixed[0].startswith("int8-better-mixed")
+
+
 def test_a_layer_that_is_slower_lowered_stays_in_float(search):
     found = search(Machine({}, saved_ms={"layer4": -2.0}), "int8")
     found.run()
