@@ -78,7 +78,7 @@ class FakeQuantized:
         return any(placed.layer.norm is not None for placed in self._layers)
 
     def overrides(self) -> dict[str, list[dict[str, Any]]]:
-        """Scales and zero points as ``TensorQuantOverrides`` of ONNX Runtime's quantizer, by value of the ONNX graph."""
+        """Scales and zero points as ONNX Runtime's ``TensorQuantOverrides``, by value of the ONNX graph."""
         from onnxruntime.quantization import QuantType
 
         found: dict[str, list[dict[str, Any]]] = {}
@@ -312,4 +312,3 @@ def _numpy(value: Tensor) -> Array:
 def _number(value: Tensor) -> Any:
     """As ONNX Runtime's quantizer takes a scale."""
     return np.array(value.detach().cpu().item(), dtype=np.float32)
-
