@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from edgevlm.errors import ModelError
+from edgevlm.families.loading import quiet
 from edgevlm.model import Graph
 from edgevlm.quantization.fake_quantization import ActivationQuantizer, QuantizedLayer
 from edgevlm.quantization.placement import Placement, QuantizedWeight
@@ -119,7 +120,7 @@ class FakeQuantized:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As the runtime's ``Session``: what the program answers, by output name."""
         device = next(self.module.buffers()).device
-        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(device) for spec in self._graph.inputs]
+        inputs = [torch.tensor(feeds[spec.name], device=device) for spec in self._graph.inputs]
         was_training = self.module.training
         self.module.eval()
         with torch.inference_mode():
@@ -138,8 +139,9 @@ class FakeQuantized:
 
 def plain_module(program: Any) -> fx.GraphModule:
     """The traced program with weights of its own, as a module that can be trained."""
-    unlifted = program.module(check_guards=False)
-    module = copy.deepcopy(fx.GraphModule(unlifted, unlifted.graph))
+    with quiet():  # copying a traced graph warns of torch's own ways
+        unlifted = program.module(check_guards=False)
+        module = copy.deepcopy(fx.GraphModule(unlifted, unlifted.graph))
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()

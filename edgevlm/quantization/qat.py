@@ -375,7 +375,7 @@ def _quantize(
         identity = identity_of(
             model.source.digest, train_on.digest, msgspec.to_builtins(scheme), n_bits, msgspec.to_builtins(training),
             [sample.digest for sample in train_on.samples], list(labels), accelerator.num_processes,
-            torch.__version__, sorted(student.scales_in_words()),
+            str(torch.__version__), sorted(student.scales_in_words()),
         )  # fmt: skip
         scoring = judge.scoring
         texts = None
@@ -512,6 +512,9 @@ def _write_weights(model: Model, trained: Mapping[str, Any], folder: Path) -> No
     folder.mkdir()
     module = copy.deepcopy(load_module(model))
     state = {name.removeprefix("module."): value for name, value in trained.items() if name.startswith("module.")}
+    # Buffers that are computed and never saved, such as position ids, are in the traced program's state all the same.
+    computed = dict(module.named_buffers()).keys() - module.state_dict().keys()
+    state = {name: value for name, value in state.items() if name not in computed}
     unknown = module.load_state_dict(state, strict=False).unexpected_keys
     if unknown:
         raise ModelError(
