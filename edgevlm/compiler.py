@@ -168,6 +168,8 @@ def prepare(
         check_destination(destination, overwrite=overwrite)
     folded = tuple(labels) or _own_labels(found)
     ready_made = find_ready_made(Path(quantized), found) if quantized is not None else {}
+    if ready_made and "onnxruntime" not in found_backends:
+        raise UsageError("Ready-made graphs run on ONNX Runtime.", hint="Add onnxruntime to --backends.")
     request = Request(
         budgets=Budgets(max_drop=max_drop, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb),
         precision=msgspec.convert(precision, Precision),

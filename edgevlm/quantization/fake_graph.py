@@ -192,10 +192,11 @@ def fake_quantized(
     return made
 
 
-def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters by name, made trainable."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+def trainable(module: fx.GraphModule) -> dict[str, torch.nn.Parameter]:
+    """The parameters that the program reads, by name, made trainable."""
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in read and parameter.is_floating_point())
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 

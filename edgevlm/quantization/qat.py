@@ -66,6 +66,7 @@ MIN_AGREEMENT = 0.99
 MAX_DIFFERENCE = 0.005
 
 WEIGHTS = ("per-channel", "per-tensor")
+TRAINED_TASKS = ("image-classification", "zero-shot-image-classification", "image-feature-extraction")
 _N_SHAPES = 4096
 _N_SHAPES_HELD_OUT = 1000
 _N_CALIBRATION = 100
@@ -219,6 +220,11 @@ def quantize_model(
             f"'{model}' is an ONNX file, and training needs the PyTorch model that it was exported from.",
             hint="Pass that checkpoint or package.module:factory.",
         )
+    if found.task not in TRAINED_TASKS:
+        raise UsageError(
+            f"'{model}' is for {found.task}, which `edgevlm quantize` does not train.",
+            hint=f"It trains {', '.join(TRAINED_TASKS)}; `edgevlm compile` quantizes after training.",
+        )
     destination = Path(output) if output is not None else Path(f"{found.name}-qat")
     _check_output(destination, overwrite=overwrite)
     known = tuple(labels) or _own_labels(found) or found.labels
@@ -254,6 +260,7 @@ def quantize_model(
             max_drop=max_drop,
             threads=threads,
             precision="fp32",
+            backends=("onnxruntime",),  # whose scheme it was trained for
             quantized=destination / QUANTIZED_FOLDER,
             output=destination / "bundle",
         )
