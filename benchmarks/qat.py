@@ -31,8 +31,8 @@ from edgevlm.quantization.recipe import Training
 
 RESULT = Path(__file__).parent / "results" / "qat.json"
 WEIGHT_BITS = 3
-N_STEPS = 280
-TRAINING = Training(n_steps=N_STEPS, batch_size=32, learning_rate=8e-4, seed=0)
+N_STEPS = 300
+TRAINING = Training(n_steps=N_STEPS, batch_size=32, learning_rate=5e-4, distill_share=1.0, seed=0)
 
 MUST_BREAK = 0.03
 MUST_COME_BACK = 0.01
