@@ -7,7 +7,8 @@ uint8), quantized after training and fine-tuned for it. What should hold is chec
 points comes back to within 1 of float, and ships surely faster than float; where it does not hold the script says so
 and fails, after it wrote what it measured. Few levels make it no faster and no smaller than int8, they only make the
 example hard. Three sets of generated pictures that share none: 4096 to train on, and 1000 of another seed to judge on,
-which the compile then cuts for its bundle in three. Every drop is from the float model as it came, paired picture by picture, with a 95 % interval.
+which the compile then cuts for its bundle in three. Every drop is from the float model as it came, paired picture by
+picture, with a 95 % interval.
 """
 
 from __future__ import annotations
