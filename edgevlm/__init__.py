@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgevlm.diagnosis import doctor as doctor
     from edgevlm.evaluation.evaluation import evaluate_bundle as evaluate
     from edgevlm.measure.bundles import benchmark_bundles as benchmark
+    from edgevlm.quantization.qat import quantize_model as quantize
     from edgevlm.runtime.pipeline import Pipeline as Pipeline
     from edgevlm.runtime.verify import verify_bundle as verify
     from edgevlm.verbs import inspect as inspect
@@ -37,6 +38,7 @@ _PUBLIC = {
     "evaluate": "edgevlm.evaluation.evaluation:evaluate_bundle",
     "inspect": "edgevlm.verbs:inspect",
     "prepare": "edgevlm.compiler:prepare",
+    "quantize": "edgevlm.quantization.qat:quantize_model",
     "run": "edgevlm.verbs:run",
     "targets": "edgevlm.targets",
     "verify": "edgevlm.runtime.verify:verify_bundle",
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "prepare",
+    "quantize",
     "run",
     "targets",
     "verify",

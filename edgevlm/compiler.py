@@ -25,6 +25,7 @@ from edgevlm.errors import UsageError, did_you_mean
 from edgevlm.extras import require_compile, silence_telemetry, tool_versions
 from edgevlm.ingest import read_model
 from edgevlm.job import Action, Job, Work
+from edgevlm.lowering.ready_made import find_ready_made
 from edgevlm.measure.environment import describe_environment, fingerprint
 from edgevlm.measure.spec import Protocol
 from edgevlm.model import Model
@@ -35,6 +36,7 @@ from edgevlm.report.spec import Report, StepRow
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Manifest, Spec
 from edgevlm.steps.finish import assemble_report, bundle_files
+from edgevlm.steps.variants import file_digest
 from edgevlm.store import Entry, Store, cache_root, code_digest, read_spec, storing, write_spec
 from edgevlm.target import check_can_measure, load_target, pick_backends
 
@@ -105,7 +107,7 @@ def prepare(
     revision: str | None = None,
     card: Path | str | None = None,
     calibration_data: str | os.PathLike[str] | None = None,
-    eval_data: str | os.PathLike[str] | None = None,
+    eval_data: str | os.PathLike[str] | DataSet | None = None,
     max_drop: float = 0.01,
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
@@ -117,6 +119,7 @@ def prepare(
     calibration: str = "default",
     search_minutes: float = 4.0,
     keep_float: Sequence[str] = (),
+    quantized: str | os.PathLike[str] | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     output: str | os.PathLike[str] | None = None,
@@ -130,11 +133,14 @@ def prepare(
         model: a Hugging Face folder or hub id, an ONNX file, ``package.module:factory``, or ``demo``.
         target: a target's name, or a path to a TOML file.
         labels: class names; a two-tower model keeps only their embeddings.
-        calibration_data, eval_data: as ``read_data_set`` takes them; the built-in pictures where both are left out.
+        calibration_data, eval_data: as ``read_data_set`` takes them, or (``eval_data``) gives them; the built-in
+            pictures where both are left out.
         max_drop: accuracy that may be lost, as a fraction.
         batch: pictures in a call; None leaves it free.
         search_minutes: for mixed precision and tuning, once every form was made and timed.
         keep_float: patterns such as ``*attention*`` of the nodes that stay in float.
+        quantized: a folder of ready-made graphs, ``<graph>.onnx`` each, that compete as candidates; with the
+            precision ``fp32`` they and float are all that competes.
         output: a folder, or a file ending in ``.evlm``; ``MODEL-TARGET`` where left out.
         check_output: refuse an output that may not be written now, not after the work.
         protocol: how candidates are timed; the default suits models of 1 to 100 ms.
@@ -161,6 +167,9 @@ def prepare(
     if check_output:
         check_destination(destination, overwrite=overwrite)
     folded = tuple(labels) or _own_labels(found)
+    ready_made = find_ready_made(Path(quantized), found) if quantized is not None else {}
+    if ready_made and "onnxruntime" not in found_backends:
+        raise UsageError("Ready-made graphs run on ONNX Runtime.", hint="Add onnxruntime to --backends.")
     request = Request(
         budgets=Budgets(max_drop=max_drop, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb),
         precision=msgspec.convert(precision, Precision),
@@ -173,6 +182,7 @@ def prepare(
         may_use_fewer_threads=threads is None,
         search_minutes=search_minutes,
         keep_float=tuple(keep_float),
+        ready_made={name: file_digest(file) for name, file in ready_made.items()},
     )
     splits = _read_splits(found, folded, calibration_data, eval_data, recipe.n_samples, recipe.seed)
     data = _digests(splits)
@@ -195,7 +205,7 @@ def prepare(
             revision=revision,
             card=card,
             calibration_data=calibration_data,
-            eval_data=eval_data,
+            eval_data=eval_data.name if isinstance(eval_data, DataSet) else eval_data,
             max_drop=None if max_drop == 0.01 else max_drop,
             max_latency_ms=max_latency_ms,
             max_size_mb=max_size_mb,
@@ -207,8 +217,10 @@ def prepare(
             calibration=None if calibration == "default" else calibration,
             search_minutes=None if search_minutes == 4.0 else search_minutes,
             keep_float=",".join(keep_float) or None,
+            quantized=quantized,
         ),
         notes=tuple(dict.fromkeys(notes)),
+        ready_made=ready_made,
     )
 
 
@@ -293,7 +305,7 @@ def _read_splits(
     model: Model,
     labels: tuple[str, ...],
     calibration_data: str | os.PathLike[str] | None,
-    eval_data: str | os.PathLike[str] | None,
+    eval_data: str | os.PathLike[str] | DataSet | None,
     n_calibrate: int,
     seed: int,
 ) -> Splits:
@@ -308,6 +320,8 @@ def _read_splits(
             shapes_size=size,
         )
 
+    if isinstance(eval_data, DataSet):
+        return split(eval_data, n_calibrate=n_calibrate, seed=seed)
     if calibration_data is not None and eval_data is not None and os.fspath(calibration_data) != os.fspath(eval_data):
         return split_apart(read(calibration_data), read(eval_data), n_calibrate=n_calibrate, seed=seed)
     return split(read(eval_data or calibration_data or SHAPES), n_calibrate=n_calibrate, seed=seed)

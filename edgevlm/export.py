@@ -108,6 +108,24 @@ def open_source(model: Model, graph_name: str) -> Session:
     return TorchSession(model, graph) if model.family else OnnxSource(model)
 
 
+def traced_program(model: Model, graph_name: str, samples: Mapping[str, Array], *, opset: int = OPSET) -> Any:
+    """The traced PyTorch program behind an exported graph of free batch; the graph's values are named after its nodes.
+
+    Returns: a ``torch.export.ExportedProgram``.
+    Raises:  ModelError: the graph cannot be traced so.
+    """
+    torch = import_torch()
+    graph = graph_of(model, graph_name)
+    index = np.arange(2) % len(next(iter(samples.values())))
+    inputs = tuple(torch.from_numpy(np.ascontiguousarray(samples[spec.name][index])) for spec in graph.inputs)
+    try:
+        return _traced(model, graph, inputs, is_free=True, opset=opset).exported_program
+    except EdgeVLMError:
+        raise
+    except Exception as error:  # the exporter passes on whatever tracing the model raises
+        raise _refused(model, graph, error, is_free=True) from error
+
+
 def scoring_of(model: Model) -> Scoring | None:
     """How the model's two towers become scores; None for a model of one tower."""
     return load_family(model.family).scoring(load_module(model)) if len(model.graphs) > 1 else None
@@ -271,16 +289,7 @@ def _onnx_from_torch(
     torch.manual_seed(0)
     with quiet(), torch.no_grad():
         try:
-            made = torch.onnx.export(
-                _wrapper(model, graph, is_named=False),
-                inputs,
-                dynamo=True,
-                opset_version=opset,
-                input_names=names,
-                output_names=list(graph.outputs),
-                dynamic_shapes=(tuple(dynamic),) if any(dynamic) else None,
-                verbose=False,
-            )
+            made = _traced(model, graph, inputs, is_free=is_free, opset=opset)
             return made.model, partial(_values_of, made.exported_program, graph), "torch.onnx.export(dynamo=True)"
         except EdgeVLMError:
             raise
@@ -314,6 +323,24 @@ def _cut(value: Array, spec: TensorSpec) -> Array:
         if isinstance(size, str):
             value = value.take(np.arange(max(1, value.shape[axis] // 2)), axis=axis)
     return value
+
+
+def _traced(model: Model, graph: Graph, inputs: tuple[Any, ...], *, is_free: bool, opset: int) -> Any:
+    """torch's ``ONNXProgram``."""
+    torch = import_torch()
+    dynamic = [_free_axes(spec, is_free=is_free) for spec in graph.inputs]
+    torch.manual_seed(0)
+    with quiet(), torch.no_grad():
+        return torch.onnx.export(
+            _wrapper(model, graph, is_named=False),
+            inputs,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=list(graph.outputs),
+            dynamic_shapes=(tuple(dynamic),) if any(dynamic) else None,
+            verbose=False,
+        )
 
 
 def _wrapper(model: Model, graph: Graph, *, is_named: bool) -> Any:

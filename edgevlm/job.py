@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgevlm.data.splits import Splits
@@ -23,6 +23,7 @@ class Job:
 
     Args:
         command: the command line that does the same, for the report.
+        ready_made: graphs that compete as they are, by the name of the model's graph.
         notes: sentences about what was chosen or left out while reading.
     """
 
@@ -37,6 +38,7 @@ class Job:
     overwrite: bool
     command: str
     notes: tuple[str, ...]
+    ready_made: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ class Request(Spec, frozen=True, kw_only=True):
         may_use_fewer_threads: nobody asked for exactly ``n_threads``, so fewer may ship where they are faster.
         search_minutes: for mixed precision and tuning; making and timing every form once is not counted.
         keep_float: patterns of nodes that stay in float.
+        ready_made: digests of graphs that compete as they are.
     """
 
     budgets: Budgets = Budgets()
@@ -57,6 +58,7 @@ class Request(Spec, frozen=True, kw_only=True):
     may_use_fewer_threads: bool = False
     search_minutes: float = 4.0
     keep_float: tuple[str, ...] = ()
+    ready_made: dict[str, str] = {}
 
 
 class DataDigests(Spec, frozen=True, kw_only=True):
@@ -198,6 +200,7 @@ def _search(
             "protocol": msgspec.to_builtins(request.protocol),
             "calibrate": data.calibrate,
             "select": data.select,
+            **({"ready_made": request.ready_made} if request.ready_made else {}),
         },
         needs=needs,
     )

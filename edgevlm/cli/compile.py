@@ -54,6 +54,8 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--search-minutes", type=click.FloatRange(min=0), default=4, show_default=True,
               help="For mixed precision and tuning, after every form was timed; 0 leaves them out.")  # fmt: skip
 @click.option("--keep-float", callback=_names, help="Patterns of nodes that stay in float, such as '*attn*'.")
+@click.option("--quantized", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Ready-made graphs, GRAPH.onnx each, that compete as candidates.")  # fmt: skip
 @click.option("--allow-pickle", is_flag=True, help="Take weights from a pickle (it can run code).")
 @click.option("--trust-remote-code", is_flag=True, help="Run the code that a checkpoint brings along.")
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path),
@@ -81,6 +83,7 @@ def compile_command(
     calibration: str,
     search_minutes: float,
     keep_float: tuple[str, ...],
+    quantized: Path | None,
     allow_pickle: bool,
     trust_remote_code: bool,
     destination: Path | None,
@@ -115,6 +118,7 @@ def compile_command(
         calibration=calibration,
         search_minutes=search_minutes,
         keep_float=keep_float,
+        quantized=quantized,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         output=destination,

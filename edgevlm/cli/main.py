@@ -17,6 +17,7 @@ from edgevlm.errors import EdgeVLMError, did_you_mean
 # Verb -> where its command stands. A verb is imported when it is used, so that `--help` and `run` start at once.
 VERBS: dict[str, tuple[str, str]] = {
     "compile": ("edgevlm.cli.compile:compile_command", "Compile a model for a target: a measured, verified bundle."),
+    "quantize": ("edgevlm.cli.quantize:quantize_command", "Fine-tune a model for int8 and prove what is exported."),
     "run": ("edgevlm.cli.run:run_command", "Answer for pictures with a bundle; needs no PyTorch."),
     "inspect": ("edgevlm.cli.inspect:inspect_command", "Say what is in a bundle."),
     "verify": ("edgevlm.cli.verify:verify_command", "Check a bundle's hashes and replay its golden vectors here."),

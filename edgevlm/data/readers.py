@@ -33,6 +33,8 @@ _PICTURE_FOLDERS = frozenset({"images", "imgs", "img", "pictures", "photos", "jp
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".rar", ".7z"})
 _SHAPES_SEED = 20_000
 """Of no training or test picture of the built-in model."""
+SHAPES_TRAINING_SEED = 30_000
+"""Of pictures to fine-tune on: none that a compile calibrates, selects or reports on."""
 _SHAPES_OBJECTS = (1, 4)
 """Where boxes or masks are asked for."""
 
@@ -46,6 +48,7 @@ def read_data_set(
     count: Count | None = None,
     n_shapes: int = 500,
     shapes_size: int = 64,
+    shapes_seed: int = _SHAPES_SEED,
 ) -> DataSet:
     """Read a data set in any of the layouts that ``docs/data.md`` describes.
 
@@ -55,11 +58,12 @@ def read_data_set(
             without fixed classes takes the data set's own.
         cache: a folder that keeps the pictures' digests, so that an unchanged data set is not read twice.
         n_shapes, shapes_size: how many generated pictures, and their side in pixels, as near as the generator can.
+        shapes_seed: which pictures are generated.
     Raises:  DataError: the data set is missing, empty, of another task, unreadable, or its classes do not match.
              MissingToolError: it is a Hugging Face data set and pyarrow is not installed.
     """
     if os.fspath(source) == SHAPES:
-        return _shapes(labels, task=task, n=n_shapes, size=shapes_size)
+        return _shapes(labels, task=task, n=n_shapes, size=shapes_size, seed=shapes_seed)
     path = Path(source).expanduser()
     if task in ANNOTATED_TASKS:
         annotated = read_annotated(path, labels=labels, task=task, cache=cache, count=count)
@@ -253,7 +257,7 @@ def _words(name: str) -> list[str]:
     return name.lower().replace("-", "_").split("_")
 
 
-def _shapes(labels: Sequence[str], *, task: str, n: int, size: int) -> DataSet:
+def _shapes(labels: Sequence[str], *, task: str, n: int, size: int, seed: int) -> DataSet:
     """Generated pictures, labelled where the model knows their classes."""
     from edgevlm.data import shapes
 
@@ -267,20 +271,20 @@ def _shapes(labels: Sequence[str], *, task: str, n: int, size: int) -> DataSet:
     n_objects = _SHAPES_OBJECTS if is_annotated else 1
     # The pixels follow from the generator and these numbers, so there is no need to draw them to tell them apart.
     generator = hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()
-    drawn = f"{generator} {_SHAPES_SEED}" + (f" {n_objects}" if is_annotated else "")
+    drawn = f"{generator} {seed}" + (f" {n_objects}" if is_annotated else "")
 
     def label(i: int) -> int | None:
         if is_annotated or not (is_known or (not labels and task != "image-classification")):
             return None
-        return class_names.index(shapes.picture(i, seed=_SHAPES_SEED, size=shapes.MIN_SIZE).label)
+        return class_names.index(shapes.picture(i, seed=seed, size=shapes.MIN_SIZE).label)
 
     samples = tuple(
         Sample(
             name=f"{SHAPES}/{i}",
             label=label(i),
             digest=hashlib.sha256(f"{drawn} {i} {size}".encode()).hexdigest(),
-            read=functools.partial(_draw, i, size, n_objects),
-            annotation=_annotation(i, size, class_names, task) if is_annotated and is_known else None,
+            read=functools.partial(_draw, i, size, seed, n_objects),
+            annotation=_annotation(i, size, seed, class_names, task) if is_annotated and is_known else None,
         )
         for i in range(n)
     )
@@ -293,22 +297,22 @@ def _shapes(labels: Sequence[str], *, task: str, n: int, size: int) -> DataSet:
     )
 
 
-def _draw(i: int, size: int, n_objects: int | tuple[int, int]) -> Array:
+def _draw(i: int, size: int, seed: int, n_objects: int | tuple[int, int]) -> Array:
     from edgevlm.data import shapes
 
-    return shapes.picture(i, seed=_SHAPES_SEED, size=size, n_objects=n_objects).image
+    return shapes.picture(i, seed=seed, size=size, n_objects=n_objects).image
 
 
-def _annotation(i: int, size: int, class_names: tuple[str, ...], task: str) -> Annotation:
+def _annotation(i: int, size: int, seed: int, class_names: tuple[str, ...], task: str) -> Annotation:
     """Read when it is asked for: it takes as long as drawing the picture."""
-    digest = hashlib.sha256(f"{task} {i} {size} {class_names}".encode()).hexdigest()
-    return Annotation(digest=digest, read=functools.partial(_annotate, i, size, class_names, task))
+    digest = hashlib.sha256(f"{task} {seed} {i} {size} {class_names}".encode()).hexdigest()
+    return Annotation(digest=digest, read=functools.partial(_annotate, i, size, seed, class_names, task))
 
 
-def _annotate(i: int, size: int, class_names: tuple[str, ...], task: str) -> Objects | Array:
+def _annotate(i: int, size: int, seed: int, class_names: tuple[str, ...], task: str) -> Objects | Array:
     from edgevlm.data import shapes
 
-    things = shapes.picture(i, seed=_SHAPES_SEED, size=size, n_objects=_SHAPES_OBJECTS).objects
+    things = shapes.picture(i, seed=seed, size=size, n_objects=_SHAPES_OBJECTS).objects
     if task == DETECTION:
         objects: Objects = objects_annotation(
             [(*thing.box, class_names.index(thing.label), False) for thing in things]

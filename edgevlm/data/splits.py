@@ -62,6 +62,23 @@ def split(data_set: DataSet, *, n_calibrate: int, seed: int = 0, n_evaluate: int
     )
 
 
+def hold_out(data_set: DataSet, *, share: float, seed: int = 0) -> tuple[DataSet, DataSet]:
+    """Cut one data set in two, each with the classes in the same proportion: what is trained on, and what is not.
+
+    Raises: DataError: fewer than ``MIN_PICTURES`` different pictures would be held out.
+    """
+    units = _units(data_set, seed=seed)
+    n_held = round(share * len(units))
+    if n_held < MIN_PICTURES:
+        raise DataError(
+            f"'{data_set.name}' has {len(units)} different pictures, of which {n_held} would be held out, expected at "
+            f"least {MIN_PICTURES}.",
+            hint="Pass more pictures, or others to judge on with --eval-data.",
+        )
+    held, train = _cut(units, n_held, len(units) - n_held)
+    return data_set.only(train), data_set.only(held)
+
+
 def split_apart(
     calibration: DataSet, evaluation: DataSet, *, n_calibrate: int, seed: int = 0, n_evaluate: int | None = None
 ) -> Splits:

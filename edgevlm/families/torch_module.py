@@ -15,6 +15,10 @@ class TorchModule(Family):
         from edgevlm.ingest.torch_module import make_module
 
         module = make_module(model.source.location)
+        if weights := model.source.options.get("weights"):  # fine-tuned ones instead of the factory's own
+            from safetensors.torch import load_file
+
+            module.load_state_dict(load_file(weights))
         module.edgevlm_outputs = dict(model.source.options["outputs"])
         return module
 

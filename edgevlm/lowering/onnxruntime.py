@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from edgevlm.job import place
 from edgevlm.lowering import CalibrationData, Lowered, Recipe
+from edgevlm.lowering.ready_made import READY_MADE, check_fits
 from edgevlm.quantization.calibration import CalibrationRecipe
 from edgevlm.quantization.graphs import has_embedding, lowered_names, schemes_of_graph
 from edgevlm.quantization.half import fp16_graph
-from edgevlm.quantization.post_training import external_file, prepare, quantize
+from edgevlm.quantization.post_training import external_file, fusion_of, prepare, quantize
 from edgevlm.quantization.schemes import Scheme
 from edgevlm.quantization.weight_only import WeightScheme, quantize_weights, weight_names, weight_schemes_of_graph
 from edgevlm.runtime.spec import SessionOptions
@@ -24,11 +25,15 @@ NO_SPINNING = "session.intra_op.allow_spinning"
 class OnnxRuntimeRecipe(Recipe, frozen=True, kw_only=True):
     """``scheme`` is how the graph becomes int8 or its weights small; null leaves it as it was exported.
 
-    Args:    is_half: in 16-bit floats.
+    Args:
+        is_half: in 16-bit floats.
+        ready_made: a graph that takes its place as it is, with its digest.
     """
 
     scheme: Scheme | WeightScheme | None = None
     is_half: bool = False
+    ready_made: str = ""
+    ready_made_sha256: str = ""
 
     def describe(self) -> dict[str, str]:
         return {**(self.scheme.describe() if self.scheme else {}), **super().describe()}
@@ -67,6 +72,8 @@ class OnnxRuntimeLowering:
         self, graph: Path, prepared: Path, recipe: OnnxRuntimeRecipe, data: CalibrationData, out: Path
     ) -> Lowered:
         scheme = recipe.scheme
+        if recipe.ready_made:
+            return _placed_ready_made(Path(recipe.ready_made), graph, out)
         if recipe.is_half:
             halved = fp16_graph(prepared, data.feeds(), out=out / graph.name)
             return Lowered(files=halved.files, runs={"runs": halved.describe()})
@@ -89,6 +96,19 @@ class OnnxRuntimeLowering:
                 found["1-thread"] = SessionOptions(n_threads=1)
         found["extended"] = SessionOptions(n_threads=n_threads, graph_level="extended")
         return found
+
+
+def ready_made_recipe(file: Path, sha256: str) -> OnnxRuntimeRecipe:
+    """The form that is ``file`` itself."""
+    return OnnxRuntimeRecipe(name=READY_MADE, precision=READY_MADE, ready_made=str(file), ready_made_sha256=sha256)
+
+
+def _placed_ready_made(file: Path, exported: Path, out: Path) -> Lowered:
+    check_fits(file, exported)
+    files = [each for each in (file, external_file(file)) if each.is_file()]
+    for each in files:
+        place(each, out / each.name)
+    return Lowered(files=tuple(each.name for each in files), runs={"runs": fusion_of(file).describe()})
 
 
 def _recipe(scheme: Scheme) -> OnnxRuntimeRecipe:

@@ -124,3 +124,20 @@ def has_external_data(graph: Path) -> bool:
 
     model = onnx.load(graph, load_external_data=False)
     return any(uses_external_data(tensor) for tensor in model.graph.initializer)
+
+
+def fix_batch(graph: Path, batch: int, out: Path) -> Path:
+    """Write a graph of free batch for calls of ``batch`` pictures; its values keep their names."""
+    import onnx
+    from onnx.external_data_helper import convert_model_to_external_data
+
+    model = onnx.load(graph)
+    for value in (*model.graph.input, *model.graph.output):
+        first = value.type.tensor_type.shape.dim[0]
+        if first.dim_param:
+            first.dim_value = batch
+    del model.graph.value_info[:]  # they hold the free batch; inferred again
+    if has_external_data(graph):
+        convert_model_to_external_data(model, location=f"{out.name}.data")
+    onnx.save(model, out)
+    return out

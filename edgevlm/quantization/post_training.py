@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -101,13 +101,20 @@ def prepare(graph: Path, out: Path) -> Path:
 
 
 def quantize(
-    prepared: Path, scheme: Scheme, *, ranges: Path | None, out: Path, keep_float: tuple[str, ...] = ()
+    prepared: Path,
+    scheme: Scheme,
+    *,
+    ranges: Path | None,
+    out: Path,
+    keep_float: tuple[str, ...] = (),
+    overrides: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> Quantized:
     """Write ``prepared`` lowered by ``scheme``. The same graph, scheme and ranges give the same bytes.
 
     Args:
         keep_float: nodes, by name, that stay in float though the scheme would make them int8.
         ranges: what ``collect_ranges`` wrote for ``scheme.calibration``; null for a dynamic scheme.
+        overrides: scales and zero points that were learned, by value: ONNX Runtime's ``TensorQuantOverrides``.
     Raises: ModelError: there is nothing to quantize, or ONNX Runtime refuses.
     """
     import onnx
@@ -153,7 +160,10 @@ def quantize(
                     activation_type=QuantType.QUInt8 if scheme.activation == "u8" else QuantType.QInt8,
                     calibrate_method=CalibrationMethod[_METHODS[str(scheme.calibration)]],
                     calibration_cache_path=ranges,
-                    extra_options={"OpTypesToExcludeOutputQuantization": list(scheme.float_output_op_types)},
+                    extra_options={
+                        "OpTypesToExcludeOutputQuantization": list(scheme.float_output_op_types),
+                        "TensorQuantOverrides": dict(overrides or {}),
+                    },
                     **shared,
                 )
             if scheme.embedding_bits:

@@ -159,7 +159,8 @@ def _selection(
 ) -> tuple[Literal["measured", "float-fallback", "requested"], str]:
     rejected = "; ".join(f"{r.name} lost {r.drop:.2%} on the report split" for r in confirmed.rejected)
     after = f" ({rejected})" if rejected else ""
-    if work.job.request.precision != "auto":
+    is_free = work.job.request.precision == "auto" or (work.job.request.precision == FLOAT and work.job.ready_made)
+    if not is_free:
         return "requested", f"--precision {work.job.request.precision} was asked for{after}"
     if confirmed.winner != FLOAT:
         return "measured", f"the fastest inside the budgets{after}"

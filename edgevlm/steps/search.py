@@ -12,6 +12,7 @@ import msgspec
 from edgevlm.errors import EdgeVLMError, ModelError
 from edgevlm.evaluation.evaluation import Drop
 from edgevlm.job import Work
+from edgevlm.lowering.ready_made import READY_MADE
 from edgevlm.report.spec import CandidateRow
 from edgevlm.search.choose import FLOAT, Choice, Trial, choose, pareto
 from edgevlm.search.spec import Candidate, SearchResult, Variant
@@ -134,7 +135,10 @@ def _trial(candidate: Candidate, known: Known, drop: Drop | None, failure: str |
 
 def _is_requested(candidate: Candidate, known: Known, precision: str) -> bool:
     """Float is made whatever was asked for, since all are compared with it; it ships only where it was meant."""
-    is_all_float = all(variant.precision == FLOAT for variant in members_of(candidate, known))
+    members = members_of(candidate, known)
+    if any(variant.precision == READY_MADE for variant in members):
+        return True
+    is_all_float = all(variant.precision == FLOAT for variant in members)
     return precision == "auto" or (precision == FLOAT) == is_all_float
 
 

@@ -81,7 +81,7 @@ class GraphForms:
                 continue
             is_first = backend == self.baseline.backend
             found += [Form(backend=backend, recipe=r) for r in recipes[is_first:] if self._is_wanted(r)]
-        return tuple(found)
+        return (*found, *self._ready_made())
 
     def make(self, form: Form, *, suffix: str = "", session: SessionOptions | None = None) -> Variant:
         """The form on disk, below ``work.out``; one that its quantizer refuses is a variant with a failure.
@@ -128,6 +128,14 @@ class GraphForms:
     def lowered_nodes(self, form: Form) -> tuple[str, ...]:
         """The nodes that do the work and that the form lowers, in the order in which they run."""
         return self._lowerings[form.backend].lowered_nodes(self._prepared(form.backend), form.recipe)
+
+    def _ready_made(self) -> tuple[Form, ...]:
+        file = self._work.job.ready_made.get(self.graph)
+        if file is None:
+            return ()
+        from edgevlm.lowering.onnxruntime import ready_made_recipe
+
+        return (Form(backend="onnxruntime", recipe=ready_made_recipe(file, file_digest(file))),)
 
     # --- making -------------------------------------------------------------------------------------------
 

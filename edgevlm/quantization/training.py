@@ -1,0 +1,319 @@
+"""Fine-tune a fake-quantized program on pictures, stoppable at any step.
+
+What a step does follows from its number alone: which pictures, which rate, what is frozen. So a training that was
+killed and started again ends with the same weights. Needs torch at import.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgevlm.data.content import map_in_threads
+from edgevlm.data.data_set import DataSet
+from edgevlm.errors import DataError, ModelError, StoreError
+from edgevlm.progress import Progress, StepProgress, silent
+from edgevlm.quantization.fake_graph import FakeQuantized, trainable
+from edgevlm.quantization.recipe import Training
+from edgevlm.runtime.image import decode_image, preprocess
+from edgevlm.runtime.spec import Array, ImageProcessing
+
+# Preprocessed pictures are kept where they fit: reading photographs takes longer than a step of a small model.
+_KEEP_BYTES = 1 << 30
+_BETAS = (0.9, 0.999)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Texts:
+    """What an image tower's vectors are compared with: the labels' embeddings, of length 1.
+
+    Shapes: ``embeddings`` [number of labels, d].
+    """
+
+    embeddings: Tensor
+    scale: float
+    bias: float
+
+
+class Pictures:
+    """The training pictures as the graph takes them, kept in memory where they fit."""
+
+    def __init__(self, data: DataSet, image: ImageProcessing) -> None:
+        self.labels = torch.tensor([-1 if sample.label is None else sample.label for sample in data.samples])
+        self._data = data
+        self._image = image
+        self._kept: dict[int, Array] = {}
+        self._keeps = len(data) * 3 * image.height * image.width * 4 <= _KEEP_BYTES
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """Shapes: [len(indices), 3, height, width]."""
+        missing = [index for index in dict.fromkeys(indices) if index not in self._kept]
+        made = dict(zip(missing, map_in_threads(self._read, missing), strict=True))
+        if self._keeps:
+            self._kept |= made
+        return torch.from_numpy(np.stack([made[i] if i in made else self._kept[i] for i in indices]))
+
+    def _read(self, index: int) -> Array:
+        sample = self._data.samples[index]
+        try:
+            return preprocess(decode_image(sample.read()), self._image)
+        except (DataError, OSError) as error:
+            told = error.message if isinstance(error, DataError) else str(error)
+            raise DataError(f"The picture '{sample.name}' cannot be used: {told.rstrip('.')}.") from error
+
+
+def train(
+    student: FakeQuantized,
+    teacher: Callable[[Tensor], Any],
+    data: DataSet,
+    image: ImageProcessing,
+    training: Training,
+    *,
+    texts: Texts | None,
+    is_classifier: bool,
+    folder: Path,
+    identity: str,
+    accelerator: Any,
+    progress: Progress = silent,
+) -> None:
+    """Train ``student`` in place.
+
+    Args:
+        teacher: the float program.
+        texts: of a two-tower model whose labels are known.
+        is_classifier: the first output is logits.
+        folder: takes ``checkpoint.safetensors`` and ``training.jsonl``; a training of the same ``identity`` that was
+            stopped goes on from there.
+        identity: digest of everything that decides the result.
+        accelerator: ``accelerate.Accelerator``; every process takes its part of each batch.
+    Raises: ModelError: the loss is no number. DataError: a picture cannot be read.
+    """
+    torch.manual_seed(training.seed)
+    pictures = Pictures(data, image)
+    loss_of = Loss(training, texts=texts, is_classifier=is_classifier)
+    parameters = trainable(student.module)
+    optimizer = torch.optim.AdamW(list(parameters.values()), betas=_BETAS, weight_decay=training.weight_decay)
+    checkpoint = Checkpoint(folder, identity, student.module, optimizer)
+    first = checkpoint.load()
+    module, optimizer = accelerator.prepare(student.module, optimizer)
+    module.train()
+    log = Log(folder / "training.jsonl", n_done=first, is_main=accelerator.is_main_process)
+    speed = Speed()
+    for step in range(first, training.n_steps):
+        student.observe(step < training.observe_share * training.n_steps)
+        student.adapt(step < training.adapt_share * training.n_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, training)
+        mine = batch_of(step, len(pictures), training)[accelerator.process_index :: accelerator.num_processes]
+        pixels = pictures.rows(mine).to(accelerator.device)
+        labels = pictures.labels[mine].to(accelerator.device)
+        with torch.no_grad():
+            expected = teacher(pixels)[0]
+        loss, n_right = loss_of(module(pixels)[0], expected, labels)
+        value = accelerator.reduce(loss.detach(), "mean").item()
+        if not math.isfinite(value):
+            raise ModelError(
+                f"Training diverged: the loss is {value} at step {step}.", hint="Pass a smaller --learning-rate."
+            )
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters.values(), training.clip_norm)
+        optimizer.step()
+        row = {
+            "step": step,
+            "loss": value,
+            "metric": n_right / len(mine),
+            "learning_rate": rate_at(step, training),
+            "pictures_per_s": speed.add(training.batch_size),
+        }
+        log.add(row)
+        progress(
+            StepProgress(
+                name="train",
+                fraction=(step + 1) / training.n_steps,
+                detail=f"step {step + 1}/{training.n_steps}, loss {value:.3f}, {loss_of.metric} "
+                f"{row['metric']:.1%}, {row['pictures_per_s']:.0f} pictures/s",
+            )
+        )
+        is_last = step + 1 == training.n_steps
+        if accelerator.is_main_process and (is_last or (step + 1) % training.checkpoint_every == 0):
+            log.flush()
+            checkpoint.save(step + 1)
+    accelerator.wait_for_everyone()
+    student.observe(False)
+    student.adapt(False)
+    student.module.eval()
+
+
+class Loss:
+    """Cross entropy by labels where there are any, and distance from the float model, weighed by ``distill_share``."""
+
+    def __init__(self, training: Training, *, texts: Texts | None, is_classifier: bool) -> None:
+        self.metric = "right" if training.has_labels else "as float"
+        self._training = training
+        self._texts = texts
+        self._is_classifier = is_classifier
+
+    def __call__(self, got: Tensor, expected: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """The loss, and how many pictures are right (without labels: answered as the float model answers)."""
+        if not self._is_classifier and self._texts is None:
+            return self._of_vectors(got, expected)
+        scores, theirs = self._scores(got), self._scores(expected)
+        best = theirs.argmax(1)
+        distance = functional.kl_div(
+            functional.log_softmax(scores, 1), functional.log_softmax(theirs, 1), reduction="batchmean", log_target=True
+        )
+        if not self._training.has_labels:
+            return distance, int((scores.argmax(1) == best).sum())
+        share = self._training.distill_share
+        loss = share * distance + (1 - share) * functional.cross_entropy(scores, labels)
+        return loss, int((scores.argmax(1) == labels).sum())
+
+    def _scores(self, outputs: Tensor) -> Tensor:
+        if self._texts is None:
+            return outputs
+        texts = self._texts.embeddings.to(outputs.device)
+        return self._texts.scale * functional.normalize(outputs, dim=-1) @ texts.T + self._texts.bias
+
+    def _of_vectors(self, got: Tensor, expected: Tensor) -> tuple[Tensor, int]:
+        """Squared distance of the directions; a picture counts as answered alike within a cosine of 0.99."""
+        cosine = functional.cosine_similarity(got.flatten(1), expected.flatten(1))
+        return 2 * (1 - cosine).mean(), int((cosine > 0.99).sum())
+
+
+def batch_of(step: int, n: int, training: Training) -> list[int]:
+    """The pictures of a step: every picture once before any comes again, in an order that the seed decides."""
+    found: list[int] = []
+    position = step * training.batch_size
+    while len(found) < training.batch_size:
+        epoch, start = divmod(position + len(found), n)
+        order = np.random.default_rng((training.seed, epoch)).permutation(n)
+        found += order[start : start + training.batch_size - len(found)].tolist()
+    return found
+
+
+def rate_at(step: int, training: Training) -> float:
+    """Warm up over a twentieth of the steps, then fall along a half cosine to nothing."""
+    n_warmup = max(1, training.n_steps // 20)
+    warm = min(1.0, (step + 1) / n_warmup)
+    return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / training.n_steps))
+
+
+class Speed:
+    """Pictures a second, over the last steps."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._value = 0.0
+
+    def add(self, n: int) -> float:
+        now = time.monotonic()
+        current = n / max(now - self._last, 1e-9)
+        self._last = now
+        self._value = current if not self._value else 0.9 * self._value + 0.1 * current
+        return self._value
+
+
+class Log:
+    """One JSON line a step, written when a checkpoint is."""
+
+    def __init__(self, file: Path, *, n_done: int, is_main: bool) -> None:
+        self._file = file
+        self._rows: list[str] = []
+        self._is_main = is_main
+        if is_main:
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+            file.write_text("".join(lines[:n_done]), encoding="utf-8")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._rows.append(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        if self._is_main:
+            with self._file.open("a", encoding="utf-8") as opened:
+                opened.writelines(self._rows)
+        self._rows.clear()
+
+
+class Checkpoint:
+    """The state of a training as one safetensors file: weights, ranges, optimizer, random numbers; no pickle."""
+
+    def __init__(self, folder: Path, identity: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.file = folder / "checkpoint.safetensors"
+        self._identity = identity
+        self._module = module
+        self._optimizer = optimizer
+
+    def save(self, n_done: int) -> None:
+        """Whole, or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {f"model.{name}": value for name, value in self._state().items()}
+        for index, state in enumerate(self._optimizer_states()):
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors["random"] = torch.get_rng_state()
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        try:
+            save_file(tensors, unfinished, metadata={"identity": self._identity, "n_done": str(n_done)})
+            unfinished.replace(self.file)
+        except OSError as error:
+            raise StoreError(
+                f"The checkpoint '{self.file}' cannot be written: {error.strerror}.", hint="Free some space."
+            ) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def load(self) -> int:
+        """Put the state back; the number of steps that were done, 0 where there is no checkpoint of this training."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.file.is_file():
+            return 0
+        try:
+            with safe_open(self.file, framework="pt") as opened:
+                about = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError):
+            return 0
+        if about.get("identity") != self._identity:
+            return 0
+        with torch.no_grad():
+            for name, value in self._state().items():
+                value.copy_(tensors[f"model.{name}"])
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for index, parameter in enumerate(parameters):
+            names = [name for name in tensors if name.startswith(f"optimizer.{index}.")]
+            self._optimizer.state[parameter] = {name.rpartition(".")[2]: tensors[name] for name in names}
+        torch.set_rng_state(tensors["random"])
+        return int(about["n_done"])
+
+    def _state(self) -> dict[str, Tensor]:
+        """Weights and buffers, each once: a range that two places share has one name."""
+        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+
+    def _optimizer_states(self) -> list[dict[str, Any]]:
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        return [self._optimizer.state.get(parameter, {}) for parameter in parameters]
+
+
+def identity_of(*parts: object) -> str:
+    """A digest of what decides a training's result."""
+    import hashlib
+
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
