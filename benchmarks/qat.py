@@ -1,12 +1,14 @@
-"""Quantization-aware training brings back what quantization after training breaks.
+"""How much quantization-aware training brings back of what quantization after training breaks.
 
     python -m benchmarks.qat [--steps N] [--work DIR] [--output FILE]
 
 The built-in model's image tower with 3-bit weights (7 levels of an int8 grid, one scale per channel; activations
-uint8): quantized after training it loses more than 3 points on the built-in pictures, fine-tuned for it less than 1.
-Few levels make it no faster and no smaller than int8, they only make the example hard. Three sets of generated
-pictures that share none: 4096 to train on, and 1000 of another seed to judge on, which the compile then cuts for its
-bundle in three. Every drop is from the float model as it came, paired picture by picture, with a 95 % interval.
+uint8), quantized after training and fine-tuned for it. What should hold is checked at the end: a break of more than 3
+points comes back to within 1 of float, and ships surely faster than float; where it does not hold the script says so
+and fails, after it wrote what it measured. Few levels make it no faster and no smaller than int8, they only make the
+example hard. Three sets of generated pictures that share none: 4096 to train on, and 1000 of another seed to judge on,
+which the compile then cuts for its bundle in three. Every drop is from the float model as it came, paired picture by
+picture, with a 95 % interval.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from edgevlm.quantization.recipe import Training
 
 RESULT = Path(__file__).parent / "results" / "qat.json"
 WEIGHT_BITS = 3
-N_STEPS = 280
-TRAINING = Training(n_steps=N_STEPS, batch_size=32, learning_rate=8e-4, seed=0)
+N_STEPS = 300
+TRAINING = Training(n_steps=N_STEPS, batch_size=32, learning_rate=5e-4, distill_share=1.0, seed=0)
 
 MUST_BREAK = 0.03
 MUST_COME_BACK = 0.01
@@ -71,7 +73,7 @@ def figures(made: QuantizedModel, *, wall_s: float) -> dict[str, Any]:
     """What is claimed, with what it was measured by."""
     assert made.compiled is not None
     found, report = made.quantization, made.compiled.report
-    row = next(row for row in report.candidates if row.name == report.winner)
+    row = next(row for row in report.candidates if row.name == "ready-made")
     return {
         "schema_version": 1,
         "model": "demo (image tower)",
