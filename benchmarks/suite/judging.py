@@ -2,8 +2,8 @@
 
 Trained weights: the task's metric on the report split may fall by ``MAX_DROP``. Random weights know no right answer:
 the cosine between a picture's vector and the float graph's, after the float graph's mean over the pictures is taken
-from both, is at least 1 - ``MAX_DROP`` on average. That is what ``--max-drop`` means in a compile without labels, so
-edgevlm chose its own by the same rule. The lowest picture's cosine is told beside it.
+from both, is at least ``MIN_COSINE`` on every picture. Only 15 to 27 % of the length of such vectors differs between
+pictures at all, so that 0.90 after centring is about 0.995 before it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Array, TensorSpec, from_json, to_json
 
 MAX_DROP = 0.01
+MIN_COSINE = 0.90
 
 
 class Judge:
@@ -65,6 +66,7 @@ class Judge:
             self._reference = self._evaluate(self._prepared.float_session, None)
         evaluation = self._evaluate(session, self._reference)
         drop = compare_evaluations(evaluation, self._reference)
+        lowest = float(evaluation.scores.min()) if drop.metric == COSINE else None
         return Judged(
             metric=drop.metric,
             value=drop.candidate,
@@ -73,8 +75,8 @@ class Judge:
             low=drop.low,
             high=drop.high,
             n=drop.n,
-            lowest=float(evaluation.scores.min()) if drop.metric == COSINE else None,
-            is_within=drop.value <= MAX_DROP,
+            lowest=lowest,
+            is_within=drop.value <= MAX_DROP if lowest is None else lowest >= MIN_COSINE,
             says=says,
         )
 
@@ -104,7 +106,7 @@ class Judge:
             high=high,
             n=len(cosines),
             lowest=float(cosines.min()),
-            is_within=drop <= MAX_DROP,
+            is_within=float(cosines.min()) >= MIN_COSINE,
             says=says,
         )
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.suite.rivals import EAGER, FLOAT
 from benchmarks.suite.running import OURS, _best, _finalists, _rounded
 from benchmarks.suite.spec import CaseResult, Contender, Judged, ThreadsResult
-from benchmarks.suite.table import details, is_above, summary
+from benchmarks.suite.table import details, is_behind, summary
 from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Ratio
 from edgevlm.runtime.spec import SessionOptions
 
@@ -87,20 +87,21 @@ def test_the_best_rival_is_within_the_budget_and_ran_to_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "is_valid", "expected"), [(1.031, True, True), (1.03, True, False), (0.99, True, False), (2, False, False)]
+    ("high", "is_valid", "expected"), [(0.97, True, True), (0.972, True, False), (2, True, False), (0.5, False, False)]
 )
-def test_only_a_whole_valid_interval_counts(low: float, is_valid: bool, expected: bool) -> None:
-    ratio = Ratio(subject="a", baseline=OURS, value=2.5, low=low, high=3, n_pairs=9, is_valid=is_valid)
-    assert is_above(ratio) is expected
-    assert not is_above(None)
+def test_only_a_whole_valid_interval_counts(high: float, is_valid: bool, expected: bool) -> None:
+    ratio = Ratio(subject="a", baseline=OURS, value=0.4, low=0.3, high=high, n_pairs=9, is_valid=is_valid)
+    assert is_behind(ratio) is expected
+    assert not is_behind(None)
 
 
 def test_the_summary_says_how_many_times_faster() -> None:
     text = summary([result()])
     row = next(line for line in text.splitlines() if line.startswith("| a model"))
     assert "int8 (onnxruntime)" in row and "0.20 points" in row
-    assert "quicker | 1.50 [1.40, 1.60] | yes | 4.00 [3.90, 4.10] | 10.00" in row
-    assert "1.50 × the best rival, 4.00 × ONNX Runtime float, 10.00 × PyTorch eager; surely above 1.03" in text
+    assert "quicker | 1.50 [1.40, 1.60] | no | 4.00 [3.90, 4.10] | 10.00" in row
+    assert "1.50 × the best rival, 4.00 × ONNX Runtime float, 10.00 × PyTorch eager" in text
+    assert "surely behind the best rival by more than 1.03 on 0" in text
     assert "onnxruntime 1.2.3" in text
 
 
