@@ -17,8 +17,8 @@ from PIL import Image
 import edgevlm
 from edgevlm.cli.main import exit_code_of
 from edgevlm.data import shapes
-from edgevlm.measure.protocol import QUICK
 from edgevlm.runtime.machine import describe_machine
+from tests.fast import FAST, FAST_OPTIONS
 
 DEMO_MODEL = Path(shapes.__file__).parent / "demo_model"
 
@@ -40,9 +40,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, pictures):
     output = tmp_path_factory.mktemp("out") / "demo"
-    return edgevlm.compile(
-        "demo", eval_data=pictures, precision="fp32", protocol=QUICK, search_minutes=0, output=output
-    ).bundle
+    return edgevlm.compile("demo", eval_data=pictures, precision="fp32", **FAST, output=output).bundle
 
 
 @pytest.fixture
@@ -214,7 +212,7 @@ def test_an_output_that_exists_is_refused_before_any_work(capsys, pictures, tmp_
 def test_an_output_that_cannot_be_written(capsys, pictures, tmp_path):
     (tmp_path / "file").write_text("")
     asked = compile_demo(
-        "--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o", tmp_path / "file" / "out"
+        "--eval-data", pictures, "--precision", "fp32", *FAST_OPTIONS, "-q", "-o", tmp_path / "file" / "out"
     )
     refused(capsys, asked, code=1, words="cannot be written")
 
@@ -225,9 +223,7 @@ def test_a_full_or_read_only_disk_leaves_nothing(capsys, pictures, tmp_path, mon
         raise OSError(number, os.strerror(number), str(tmp_path / "out"))
 
     monkeypatch.setattr("edgevlm.bundle.write._copy", fail)
-    asked = compile_demo(
-        "--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o", tmp_path / "out"
-    )
+    asked = compile_demo("--eval-data", pictures, "--precision", "fp32", *FAST_OPTIONS, "-q", "-o", tmp_path / "out")
     refused(capsys, asked, code=1, words=os.strerror(number).lower())
     assert list(tmp_path.iterdir()) == []
 

@@ -15,10 +15,10 @@ import pytest
 import edgevlm
 from edgevlm.data import shapes
 from edgevlm.measure.kinds import KINDS
-from edgevlm.measure.protocol import QUICK
 from edgevlm.report.spec import Report
 from edgevlm.runtime.spec import from_json
 from tests import colours
+from tests.fast import FAST, FAST_OPTIONS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +45,7 @@ def edgevlm_command(*arguments: object, cwd: Path | None = None) -> subprocess.C
 
 def compiled(*arguments: object) -> dict[str, object]:
     """A compile of its own process, float only: whether the machine is quiet enough to choose is not the question."""
-    done = edgevlm_command("compile", *arguments, "--precision", "fp32", "--search-minutes", "0", "--json")
+    done = edgevlm_command("compile", *arguments, "--precision", "fp32", *FAST_OPTIONS, "--json")
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     return result
@@ -162,8 +162,7 @@ def test_int8_of_a_convolution_answers_as_float_does(first, model, pictures, tmp
         str(model),
         eval_data=pictures,
         precision="int8",
-        protocol=QUICK,
-        search_minutes=0,
+        **FAST,
         calibration="quick",
         output=tmp_path / "int8",
     )
@@ -176,7 +175,7 @@ def test_int8_of_a_convolution_answers_as_float_does(first, model, pictures, tmp
 
 
 def test_a_budget_that_nothing_keeps_ends_with_the_nearest_misses(model, pictures, tmp_path):
-    asked = ("--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o", tmp_path / "out")
+    asked = ("--eval-data", pictures, "--precision", "fp32", *FAST_OPTIONS, "-q", "-o", tmp_path / "out")
     done = edgevlm_command("compile", model, *asked, "--max-latency-ms", "0.000001")
     assert done.returncode == 4
     assert "fp32 takes" in done.stderr
@@ -205,7 +204,7 @@ def test_pictures_smaller_than_any_that_can_be_generated(tmp_path):
         'task = "image-classification"\nlabels = ["a", "b"]\n[input]\nheight = 8\nwidth = 8\n', encoding="utf-8"
     )
     done = edgevlm_command(
-        "compile", "tiny_models:make", "--precision", "fp32", "--search-minutes", "0", "-o", "out", "-q", cwd=tmp_path
+        "compile", "tiny_models:make", "--precision", "fp32", *FAST_OPTIONS, "-o", "out", "-q", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert edgevlm.verify(tmp_path / "out")
@@ -263,7 +262,7 @@ def test_the_demo_as_everybody_compiles_it(tmp_path, monkeypatch, record_propert
 @pytest.mark.slow
 def test_two_compiles_at_once_do_not_disturb_each_other(model, pictures, tmp_path):
     environment = os.environ | {"EDGEVLM_CACHE": str(tmp_path / "cache")}
-    asked = ["compile", model, "--eval-data", pictures, "--precision", "fp32", "--search-minutes", "0", "-q", "-o"]
+    asked = ["compile", model, "--eval-data", pictures, "--precision", "fp32", *FAST_OPTIONS, "-q", "-o"]
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "edgevlm", *map(str, asked), tmp_path / name],

@@ -21,6 +21,7 @@ from edgevlm.measure.protocol import QUICK
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.report.spec import Report
 from edgevlm.runtime.spec import from_json
+from tests.fast import FAST, FAST_OPTIONS
 
 DEMO_MODEL = Path(shapes.__file__).parent / "demo_model"
 PICTURE = shapes.picture(0, seed=5)
@@ -43,7 +44,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, pictures):
     output = tmp_path_factory.mktemp("out") / "demo"
-    return edgevlm.compile("demo", eval_data=pictures, protocol=QUICK, search_minutes=0, output=output)
+    return edgevlm.compile("demo", eval_data=pictures, **FAST, output=output)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_nothing_of_this_machine_is_in_the_bundle(demo, pictures):
 
 def test_an_archive_holds_the_same(pictures, tmp_path):
     # Float, so that no noise of the machine decides which candidate ships.
-    asked = {"eval_data": pictures, "precision": "fp32", "protocol": QUICK, "search_minutes": 0}
+    asked = {"eval_data": pictures, "precision": "fp32", **FAST}
     folder = edgevlm.compile("demo", output=tmp_path / "demo", **asked)
     packed = edgevlm.compile("demo", output=tmp_path / "demo.evlm", **asked)
     ours = {entry for entry in packed.manifest.files if not entry.path.startswith("report/")}
@@ -140,9 +141,7 @@ def test_an_archive_holds_the_same(pictures, tmp_path):
 
 
 def test_without_labels_both_towers_ship_and_any_label_can_be_asked(checkpoint, pictures, tmp_path):
-    made = edgevlm.compile(
-        str(checkpoint), eval_data=pictures, protocol=QUICK, search_minutes=0, precision="fp32", output=tmp_path / "out"
-    )
+    made = edgevlm.compile(str(checkpoint), eval_data=pictures, **FAST, precision="fp32", output=tmp_path / "out")
     assert {component.name for component in made.manifest.components} == {"image_encoder", TEXT_ENCODER}
     assert edgevlm.verify(made.bundle)
     color, shape = PICTURE.label.split()
@@ -157,7 +156,7 @@ def test_a_text_tower_that_nothing_judges_stays_float(checkpoint, pictures, tmp_
     flat.mkdir()
     for i, picture in enumerate(sorted(pictures.rglob("*.png"))[:60]):
         shutil.copy(picture, flat / f"{i}.png")
-    made = edgevlm.compile(str(checkpoint), eval_data=flat, protocol=QUICK, search_minutes=0, output=tmp_path / "out")
+    made = edgevlm.compile(str(checkpoint), eval_data=flat, **FAST, output=tmp_path / "out")
     assert {c.name: c.precision for c in made.manifest.components}[TEXT_ENCODER] == "fp32"
     assert any("text tower stays float" in warning for warning in made.report.warnings)
 
@@ -167,8 +166,7 @@ def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
         str(checkpoint),
         task="image-feature-extraction",
         eval_data=pictures,
-        protocol=QUICK,
-        search_minutes=0,
+        **FAST,
         output=tmp_path / "out",
     )
     (component,) = made.manifest.components
@@ -179,9 +177,7 @@ def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
 
 @pytest.mark.parametrize("batch", [4, None])
 def test_other_batches(pictures, tmp_path, batch):
-    made = edgevlm.compile(
-        "demo", eval_data=pictures, protocol=QUICK, search_minutes=0, batch=batch, output=tmp_path / "out"
-    )
+    made = edgevlm.compile("demo", eval_data=pictures, **FAST, batch=batch, output=tmp_path / "out")
     assert made.manifest.components[0].inputs[0].shape[0] == (batch or "batch")
     assert edgevlm.run(made.bundle, PICTURE.image).top.label == PICTURE.label
     assert edgevlm.verify(made.bundle)
@@ -192,8 +188,7 @@ def test_a_precision_that_is_insisted_on_ships(pictures, tmp_path, precision):
     made = edgevlm.compile(
         "demo",
         eval_data=pictures,
-        protocol=QUICK,
-        search_minutes=0,
+        **FAST,
         precision=precision,
         max_drop=0.2,
         output=tmp_path / "o",
@@ -204,17 +199,13 @@ def test_a_precision_that_is_insisted_on_ships(pictures, tmp_path, precision):
 
 def test_budgets_that_nothing_meets_name_the_nearest(pictures, tmp_path):
     with pytest.raises(GateError, match=r"where 0\.1 MB is allowed") as caught:
-        edgevlm.compile(
-            "demo", eval_data=pictures, protocol=QUICK, search_minutes=0, max_size_mb=0.1, output=tmp_path / "out"
-        )
+        edgevlm.compile("demo", eval_data=pictures, **FAST, max_size_mb=0.1, output=tmp_path / "out")
     assert caught.value.exit_code == 4
     assert not (tmp_path / "out").exists()
 
 
 def test_a_size_budget_that_float_breaks_is_met_by_int8(pictures, tmp_path):
-    made = edgevlm.compile(
-        "demo", eval_data=pictures, protocol=QUICK, search_minutes=0, max_size_mb=1, output=tmp_path / "out"
-    )
+    made = edgevlm.compile("demo", eval_data=pictures, **FAST, max_size_mb=1, output=tmp_path / "out")
     assert made.report.size_bytes <= 1e6
     assert made.report.winner != "fp32"
 
@@ -227,7 +218,7 @@ def hits(compiled):
 
 
 def test_the_same_compile_again_is_a_look_up(pictures, tmp_path):
-    asked = {"eval_data": pictures, "precision": "fp32", "protocol": QUICK, "search_minutes": 0, "max_drop": 0.02}
+    asked = {"eval_data": pictures, "precision": "fp32", **FAST, "max_drop": 0.02}
     edgevlm.compile("demo", output=tmp_path / "first", **asked)
     again = edgevlm.compile("demo", output=tmp_path / "again", **asked)
     assert all(hits(again).values())
@@ -237,8 +228,7 @@ def test_the_same_compile_again_is_a_look_up(pictures, tmp_path):
 def test_a_changed_weight_changes_everything(checkpoint, pictures, tmp_path):
     asked = {
         "eval_data": pictures,
-        "protocol": QUICK,
-        "search_minutes": 0,
+        **FAST,
         "precision": "fp32",
         "labels": shapes.class_names(),
     }
@@ -255,9 +245,7 @@ def test_a_changed_weight_changes_everything(checkpoint, pictures, tmp_path):
 
 def test_a_changed_tool_or_code_is_a_miss_that_is_explained(demo, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("edgevlm.compiler.code_digest", lambda: "other code")
-    job = prepare(
-        "demo", eval_data=pictures, protocol=QUICK, search_minutes=0, precision="fp32", output=tmp_path / "out"
-    )
+    job = prepare("demo", eval_data=pictures, **FAST, precision="fp32", output=tmp_path / "out")
     compiled = compile_job(job)
     assert not any(hits(compiled).values())
     assert "code" in why().steps[0].why
@@ -279,7 +267,7 @@ def test_an_invalid_measurement_is_not_stored(pictures, tmp_path, monkeypatch):
 
     compare = timing.compare
     monkeypatch.setattr(timing, "compare", invalid)
-    asked = {"eval_data": pictures, "protocol": msgspec.structs.replace(QUICK, seed=9), "search_minutes": 0}
+    asked = {"eval_data": pictures, **FAST, "protocol": msgspec.structs.replace(QUICK, seed=9)}
     made = edgevlm.compile("demo", output=tmp_path / "first", **asked)
     assert made.manifest.selection == "float-fallback"
     assert "could not be measured validly" in made.report.verdict or "could not be measured" in " ".join(
@@ -321,7 +309,7 @@ def test_a_module_and_an_onnx_file_of_it_decide_alike(tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text(MODULE)
     (tmp_path / "my.card.toml").write_text(CARD)
     monkeypatch.syspath_prepend(str(tmp_path))
-    options = {"card": tmp_path / "my.card.toml", "protocol": QUICK, "search_minutes": 0, "precision": "fp32"}
+    options = {"card": tmp_path / "my.card.toml", **FAST, "precision": "fp32"}
     from_module = edgevlm.compile("my_models:make", output=tmp_path / "module", **options)
     import my_models
 
@@ -338,8 +326,7 @@ def test_real_mobilenet_keeps_its_accuracy(assets, tmp_path):
     made = edgevlm.compile(
         str(assets / "models" / "mobilenet-v2-imagenet"),
         eval_data=assets / "data" / "imagenet-sample",
-        protocol=QUICK,
-        search_minutes=0,
+        **FAST,
         precision="int8-static",
         output=tmp_path / "out",
     )
@@ -377,8 +364,7 @@ def test_json_is_one_value_and_progress_goes_elsewhere(pictures, tmp_path):
         pictures,
         "--precision",
         "fp32",
-        "--search-minutes",
-        "0",
+        *FAST_OPTIONS,
         "-o",
         tmp_path / "out",
         "--json",
@@ -394,8 +380,7 @@ def test_json_is_one_value_and_progress_goes_elsewhere(pictures, tmp_path):
         pictures,
         "--precision",
         "fp32",
-        "--search-minutes",
-        "0",
+        *FAST_OPTIONS,
         "-o",
         tmp_path / "out2",
         "-q",

@@ -13,8 +13,8 @@ import pytest
 import edgevlm
 from edgevlm.cli.main import exit_code_of
 from edgevlm.data import shapes
-from edgevlm.measure.protocol import QUICK
 from tests import colours
+from tests.fast import FAST
 
 MODULES = """
 import numpy as np
@@ -204,8 +204,7 @@ def archive(model: Path, pictures: Path, tmp_path: Path) -> Path:
         str(model),
         eval_data=pictures,
         precision="fp32",
-        protocol=QUICK,
-        search_minutes=0,
+        **FAST,
         output=tmp_path / "colours.evlm",
     )
     assert edgevlm.verify(made.bundle)

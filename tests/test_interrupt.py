@@ -12,6 +12,7 @@ import pytest
 
 import edgevlm
 from tests import colours
+from tests.fast import FAST_OPTIONS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and limits")
 
@@ -36,8 +37,7 @@ def command(model: Path, pictures: Path, tmp_path: Path) -> list[str]:
         pictures,
         "--precision",
         "fp32",
-        "--search-minutes",
-        "0",
+        *FAST_OPTIONS,
         "-v",
         "-o",
         tmp_path / "out",

@@ -13,7 +13,7 @@ import pytest
 
 import edgevlm
 from edgevlm.data import shapes
-from edgevlm.measure.protocol import QUICK
+from tests.fast import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "jinja2", "matplotlib", "rich", "pyarrow", "safetensors")
@@ -76,8 +76,7 @@ def bundle(tmp_path_factory):
             eval_data=folder / "pictures",
             precision="int8-static",
             max_drop=0.5,
-            protocol=QUICK,
-            search_minutes=0,
+            **FAST,
             output=folder / "out",
         )
     return folder / "out"

@@ -97,8 +97,8 @@ def _conditions(results: Sequence[CaseResult]) -> str:
         f"{environment.machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, batch 1, {told}. Above 1 edgevlm "
         "is faster; brackets are 95 % intervals of ratios measured in turns. Within the budget: the task's metric "
         f"falls by at most {100 * MAX_DROP:g} point or, for the {random} models with random weights, the centred "
-        f"cosine to float is at least {MIN_COSINE:g} on every picture. Made by `python -m benchmarks.suite`; raw samples "
-        "in `benchmarks/results/suite/`."
+        f"cosine to float is at least {MIN_COSINE:g} on every picture. Made by `python -m benchmarks.suite`; raw "
+        "samples in `benchmarks/results/suite/`."
     )
 
 
