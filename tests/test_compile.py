@@ -222,7 +222,13 @@ def test_a_dry_run_writes_nothing(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEVLM_CACHE", str(cache))
     done = edgevlm_command("compile", model, "--eval-data", pictures, "--dry-run", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["export:model", "search", "confirm", "bundle"]
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [
+        "export:model",
+        "search",
+        "confirm",
+        "explain",
+        "bundle",
+    ]
     assert not (cache / "store").exists()
     assert not (tmp_path / "out").exists()
 
