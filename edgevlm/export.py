@@ -188,7 +188,8 @@ class TorchSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         torch = self._torch
-        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self._graph.inputs]
+        # A copy: torch warns about arrays that may not be written to.
+        inputs = [torch.tensor(feeds[spec.name]) for spec in self._graph.inputs]
         with torch.inference_mode():
             outputs = self._call(*inputs)
         return {name: value.numpy() for name, value in zip(self._graph.outputs, outputs, strict=True)}

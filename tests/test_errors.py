@@ -143,7 +143,7 @@ def test_weights_in_a_pickle_alone(capsys, checkpoint, tmp_path):
 def test_a_model_of_a_task_that_is_not_compiled(capsys, checkpoint, tmp_path):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"architectures": ["DetrForObjectDetection"]}))
-    compiling(capsys, checkpoint, folder=tmp_path, words="is for object-detection")
+    compiling(capsys, checkpoint, folder=tmp_path, words="is an object-detection model")
 
 
 def test_code_that_comes_with_a_checkpoint_is_not_run_unasked(capsys, checkpoint, tmp_path):

@@ -67,7 +67,7 @@ MAX_DIFFERENCE = 0.005
 
 WEIGHTS = ("per-channel", "per-tensor")
 TRAINED_TASKS = ("image-classification", "zero-shot-image-classification", "image-feature-extraction")
-_N_SHAPES = 4096
+_N_SHAPES = 16_384
 _N_SHAPES_HELD_OUT = 1000
 _N_CALIBRATION = 100
 _N_EXPORT_SAMPLES = 5
