@@ -60,8 +60,8 @@ def main(
 ) -> None:
     """Make every rival, judge it, and let it take turns with edgevlm's winner, model by model.
 
-    A model that has a result is left out, so that a run which was stopped goes on. Take a quiet machine: the whole
-    suite needs some hours on two cores.
+    A model that has a result for a number of threads is left out, so that a run which was stopped goes on. Take a quiet
+    machine: the whole suite needs some hours on two cores.
     """
     environments = environments or (Path(CURRENT) if quick else default_folder())
     kept = work or default_folder() / "work"
@@ -74,7 +74,9 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for case in cases:
-        if only_table or ((folder / f"{case.key}.json").is_file() and not again):
+        known = None if again else _known(folder / f"{case.key}.json")
+        missing = [n for n in threads if known is None or all(n != found.n_threads for found in known.threads)]
+        if only_table or not missing:
             continue
         try:
             result = run_case(
@@ -83,7 +85,7 @@ def main(
                 assets=assets if assets.is_dir() else None,
                 work=kept,
                 environments=environments,
-                threads=threads,
+                threads=missing,
                 screening=QUICK_PROTOCOL if quick else SCREENING,
                 final=QUICK_PROTOCOL if quick else _final(rounds),
                 compile_protocol=QUICK_PROTOCOL if quick else None,
@@ -93,11 +95,25 @@ def main(
             click.echo(f"{case.name}: {error.message} {error.hint}", err=True)
             failed.append(case.key)
             continue
+        result = _joined(known, result)
         _write(folder / f"{case.key}.json", msgspec.json.encode(result) + b"\n")
         click.echo(summary([result]))
     _write_tables((QUICK,) if quick else CASES, results)
     if failed:
         raise click.ClickException(f"No result for: {', '.join(failed)}.")
+
+
+def _known(file: Path) -> CaseResult | None:
+    return from_json(file.read_bytes(), CaseResult) if file.is_file() else None
+
+
+def _joined(known: CaseResult | None, new: CaseResult) -> CaseResult:
+    """The new one, with the numbers of threads that it was not asked for."""
+    if known is None:
+        return new
+    fresh = {found.n_threads for found in new.threads}
+    both = [*new.threads, *(found for found in known.threads if found.n_threads not in fresh)]
+    return msgspec.structs.replace(new, threads=tuple(sorted(both, key=lambda found: found.n_threads)))
 
 
 def _final(rounds: int) -> Protocol:

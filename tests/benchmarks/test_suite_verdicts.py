@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
+from benchmarks.suite.__main__ import _joined
 from benchmarks.suite.rivals import EAGER, FLOAT
 from benchmarks.suite.running import OURS, _best, _finalists, _rounded
 from benchmarks.suite.spec import CaseResult, Contender, Judged, ThreadsResult
@@ -124,3 +127,13 @@ def test_the_details_hold_everybody_and_why_some_did_not_run() -> None:
 def test_samples_are_kept_to_a_tenth_of_a_microsecond() -> None:
     fine = msgspec.structs.replace(comparison(), measurements=(measurement(OURS, 1.23456789),))
     assert _rounded(fine).measurement(OURS).turns_ms == ((1.2346, 1.2346),)
+
+
+def test_numbers_of_threads_that_were_measured_before_stay() -> None:
+    def at(n_threads: int) -> Any:
+        found = result()
+        return msgspec.structs.replace(found, threads=(msgspec.structs.replace(found.threads[0], n_threads=n_threads),))
+
+    assert [found.n_threads for found in _joined(at(1), at(2)).threads] == [1, 2]
+    assert [found.n_threads for found in _joined(at(2), at(2)).threads] == [2]
+    assert _joined(None, at(4)) == at(4)
