@@ -15,9 +15,11 @@ from benchmarks.suite.rivals import rivals_named
 from benchmarks.suite.running import run_case
 from benchmarks.suite.spec import CaseResult
 from benchmarks.suite.table import details, summary
+from edgevlm.cli.tables import summary_text
 from edgevlm.errors import EdgeVLMError
 from edgevlm.measure.protocol import QUICK as QUICK_PROTOCOL
 from edgevlm.measure.spec import Protocol
+from edgevlm.report.spec import Report
 from edgevlm.runtime.spec import from_json
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -99,6 +101,8 @@ def main(
         _write(folder / f"{case.key}.json", msgspec.json.encode(result) + b"\n")
         click.echo(summary([result]))
     _write_tables((QUICK,) if quick else CASES, results)
+    if not quick:
+        _write_example(kept, results)
     if failed:
         raise click.ClickException(f"No result for: {', '.join(failed)}.")
 
@@ -142,6 +146,13 @@ def _write_tables(cases: Sequence[Case], results: Path) -> None:
     if found:
         _write(results / "suite.md", details(found).encode())
         _write(results / "suite-summary.md", summary(found).encode())
+
+
+def _write_example(work: Path, results: Path) -> None:
+    """What the compile of the first model with one thread printed, which the README shows."""
+    report = work / CASES[0].key / "bundle-1" / "report" / "report.json"
+    if report.is_file():
+        _write(results / "example.txt", summary_text(from_json(report.read_bytes(), Report)).encode())
 
 
 def _write(file: Path, content: bytes) -> None:
