@@ -102,6 +102,18 @@ def test_what_a_run_gives_is_the_callers_to_keep_and_what_it_takes_stays_as_it_i
 
 
 @needs_openvino
+def test_an_answer_is_written_anew_only_where_nobody_holds_the_last_one(tmp_path: Path):
+    session = OpenVino().open(save_cnn(tmp_path / "graph.onnx", batch=1), ONE)
+    first, second = feeds("cnn", 2)
+    place = session.run(first)["logits"].__array_interface__["data"][0]
+    assert session.run(second)["logits"].__array_interface__["data"][0] == place
+    view = session.run(first)["logits"][0, 2:]
+    copy = view.copy()
+    assert session.run(second)["logits"].__array_interface__["data"][0] != place
+    assert np.array_equal(view, copy)
+
+
+@needs_openvino
 def test_memory_of_any_layout_can_be_fed(tmp_path: Path):
     session = OpenVino().open(save_cnn(tmp_path / "graph.onnx"), ONE)
     (given,) = feeds("cnn", 1)
