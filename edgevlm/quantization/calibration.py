@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from edgevlm.data_files import data_folder, data_names, read_toml
-from edgevlm.errors import DataError, ModelError, UsageError, did_you_mean
+from edgevlm.errors import DataError, EdgeVLMError, ModelError, UsageError, did_you_mean
 from edgevlm.progress import Progress, StepProgress, silent
 from edgevlm.quantization.graphs import has_external_data, operator_counts, selected_nodes
 from edgevlm.quantization.schemes import Calibration, schemes_for
@@ -108,7 +108,7 @@ def collect_ranges(
         calibrator.infer_session = _FiniteSession(calibrator.infer_session, graph.name)
         n_done = 0
         # The histogram calibrators print what they do.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _refusing(graph.name, method):
             for chunk in _chunks(feeds):
                 calibrator.collect_data(_Reader(chunk))
                 n_done += len(chunk)
@@ -125,6 +125,20 @@ def collect_ranges(
     }
     save_tensors_data(TensorsData(onnx_method, bare), out)
     return out
+
+
+@contextlib.contextmanager
+def _refusing(graph: str, method: Calibration) -> Iterator[None]:
+    """Numpy makes no histogram of values that hardly differ ("Too many bins for data range")."""
+    try:
+        yield
+    except EdgeVLMError:
+        raise
+    except Exception as error:  # the calibrators raise whatever numpy does
+        raise ModelError(
+            f"ONNX Runtime cannot calibrate '{graph}' by {method}: {str(error).strip() or type(error).__name__}",
+            hint="Use a recipe with another method, such as --calibration quick.",
+        ) from error
 
 
 def _op_types_to_calibrate(model: Any) -> list[str]:

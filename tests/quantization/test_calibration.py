@@ -141,6 +141,18 @@ def test_a_mask_of_minus_infinity_is_none_of_our_business(tmp_path: Path, method
     assert np.isfinite(list(ranges.values())).all()
 
 
+def test_values_that_hardly_differ_are_an_error_of_the_method_and_not_a_traceback(tmp_path: Path) -> None:
+    b = Builder()
+    b.node("Conv", "pixel_values", b.weight(4, 3, 1, 1, scale=1e-4), b.constant(np.full(4, 1e3, np.float32)), out="y")
+    file = b.save(tmp_path / "flat.onnx", {"pixel_values": [1, 3, 16, 16]}, {"y": [1, 4, 16, 16]})
+    prepared = prepare(file, tmp_path / "prepared.onnx")
+    collect_ranges(prepared, feeds("cnn", 2), "minmax", tmp_path / "minmax.json")
+    with pytest.raises(ModelError, match="by percentile: Too many bins") as caught:
+        collect_ranges(prepared, feeds("cnn", 2), "percentile", tmp_path / "percentile.json")
+    assert "--calibration quick" in caught.value.hint
+    assert not (tmp_path / "percentile.json").exists()
+
+
 def test_a_graph_without_anything_to_quantize_is_an_error(tmp_path: Path) -> None:
     b = Builder()
     b.node("Relu", "x", out="y")
