@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 import edgevlm
+from benchmarks.suite.running import rounded_samples
 from edgevlm.export import Exported, export_graph
 from edgevlm.ingest import read_model
 from edgevlm.measure.environment import describe_environment
@@ -34,7 +35,7 @@ from edgevlm.proof import relative_error
 from edgevlm.quantization.graphs import schemes_of_graph
 from edgevlm.quantization.post_training import prepare, quantize
 from edgevlm.runtime.backends import Session, load_backend
-from edgevlm.runtime.spec import Array, SessionOptions, Spec, TextProcessing, from_json, to_json
+from edgevlm.runtime.spec import Array, SessionOptions, Spec, TextProcessing, from_json
 from edgevlm.runtime.tasks.zero_shot_image_classification import unit_rows
 from edgevlm.runtime.text import embed_texts, load_tokenizer, tokenize
 from edgevlm.steps.inputs import save_inputs
@@ -123,7 +124,7 @@ def main(assets: Path, threads: tuple[int, ...]) -> None:
         rows=rows,
     )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "text_length.json").write_bytes(to_json(result))
+    (RESULTS / "text_length.json").write_bytes(msgspec.json.encode(result) + b"\n")
     (RESULTS / "text_length.md").write_text(table(result), encoding="utf-8")
     click.echo(table(result))
 
@@ -197,7 +198,7 @@ def _row(
         sentences=sentences,
         exports=(fixed, free),
         likenesses=tuple(_likeness(a, b, embeddings) for a, b in pairs),
-        comparisons={n: _compare(ways, feeds, n, folder) for n in threads},
+        comparisons={n: rounded_samples(_compare(ways, feeds, n, folder)) for n in threads},
         names=_time_names(model, names, float_file, threads[-1]) if names else None,
     )
 

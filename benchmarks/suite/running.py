@@ -227,8 +227,8 @@ def _at_threads(
         winner=winner,
         backend=component.backend,
         session=component.session,
-        screening=_rounded(screened),
-        final=_rounded(decided),
+        screening=rounded_samples(screened),
+        final=rounded_samples(decided),
         best=_best(contenders, decided),
     )
 
@@ -257,7 +257,7 @@ def _best(contenders: Sequence[Contender], decided: Comparison) -> str | None:
     return min(ratios, key=lambda ratio: ratio.value).subject if ratios else None
 
 
-def _rounded(comparison: Comparison) -> Comparison:
+def rounded_samples(comparison: Comparison) -> Comparison:
     """To a tenth of a microsecond, which no run repeats by: a third of the file."""
 
     def rounded(turns: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:

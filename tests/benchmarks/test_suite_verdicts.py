@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.suite.__main__ import _joined
 from benchmarks.suite.rivals import EAGER, FLOAT
-from benchmarks.suite.running import OURS, _best, _finalists, _rounded
+from benchmarks.suite.running import OURS, _best, _finalists, rounded_samples
 from benchmarks.suite.spec import CaseResult, Contender, Judged, ThreadsResult
 from benchmarks.suite.table import details, is_behind, summary
 from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Ratio
@@ -126,7 +126,7 @@ def test_the_details_hold_everybody_and_why_some_did_not_run() -> None:
 
 def test_samples_are_kept_to_a_tenth_of_a_microsecond() -> None:
     fine = msgspec.structs.replace(comparison(), measurements=(measurement(OURS, 1.23456789),))
-    assert _rounded(fine).measurement(OURS).turns_ms == ((1.2346, 1.2346),)
+    assert rounded_samples(fine).measurement(OURS).turns_ms == ((1.2346, 1.2346),)
 
 
 def test_numbers_of_threads_that_were_measured_before_stay() -> None:
