@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgevlm.job import place
 from edgevlm.lowering import CalibrationData, Lowered, Recipe
@@ -119,9 +119,3 @@ def _recipe(scheme: Scheme) -> OnnxRuntimeRecipe:
 
 def _weight_recipe(scheme: WeightScheme, *, is_for_size: bool) -> OnnxRuntimeRecipe:
     return OnnxRuntimeRecipe(name=scheme.name, precision=scheme.precision, scheme=scheme, is_for_size=is_for_size)
-
-
-def describe_session(session: SessionOptions) -> dict[str, Any]:
-    """What a session was told beside its threads, in words, for a report."""
-    told = {"graph level": session.graph_level} if session.graph_level != "all" else {}
-    return {**told, **session.entries}
