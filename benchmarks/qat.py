@@ -29,8 +29,8 @@ from edgevlm.cli.quantize import quantized_text
 from edgevlm.data.shapes import write_folder
 from edgevlm.evaluation.evaluation import Drop
 from edgevlm.measure.environment import describe_environment
+from edgevlm.quantization.fine_tuning import Training
 from edgevlm.quantization.qat import QuantizedModel, quantize_model
-from edgevlm.quantization.recipe import Training
 
 RESULT = Path(__file__).parent / "results" / "qat.json"
 WEIGHT_BITS = 3

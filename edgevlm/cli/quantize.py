@@ -84,8 +84,8 @@ def quantize_command(
     as the trained model, and a bundle in which that graph ships if it beats float within the budget.
     A run that was stopped goes on when it is started again.
     """
+    from edgevlm.quantization.fine_tuning import Training
     from edgevlm.quantization.qat import quantize_model
-    from edgevlm.quantization.recipe import Training
 
     with output.progress() as progress:
         made = quantize_model(

@@ -39,12 +39,12 @@ from edgevlm.model import Model
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Progress, StepFinished, StepProgress, StepStarted, silent
 from edgevlm.quantization.calibration import collect_ranges
+from edgevlm.quantization.fine_tuning import Training
 from edgevlm.quantization.graphs import fix_batch, schemes_of_graph
 from edgevlm.quantization.placement import Placement, read_placement
 from edgevlm.quantization.post_training import Fusion
 from edgevlm.quantization.post_training import prepare as prepare_graph
 from edgevlm.quantization.post_training import quantize as quantize_graph
-from edgevlm.quantization.recipe import Training
 from edgevlm.quantization.schemes import Scheme
 from edgevlm.runtime.backends import Session, load_backend
 from edgevlm.runtime.image import decode_image, preprocess

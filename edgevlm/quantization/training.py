@@ -26,7 +26,7 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.errors import DataError, ModelError, StoreError
 from edgevlm.progress import Progress, StepProgress, silent
 from edgevlm.quantization.fake_graph import FakeQuantized, trainable
-from edgevlm.quantization.recipe import Training
+from edgevlm.quantization.fine_tuning import Training
 from edgevlm.runtime.image import decode_image, preprocess
 from edgevlm.runtime.spec import Array, ImageProcessing
 

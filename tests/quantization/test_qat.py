@@ -30,8 +30,8 @@ from edgevlm.model import Model  # noqa: E402
 from edgevlm.progress import Event, StepProgress, silent  # noqa: E402
 from edgevlm.quantization import qat  # noqa: E402
 from edgevlm.quantization.fake_graph import FakeQuantized, fake_quantized, plain_module  # noqa: E402
+from edgevlm.quantization.fine_tuning import Training  # noqa: E402
 from edgevlm.quantization.placement import Placement, read_placement  # noqa: E402
-from edgevlm.quantization.recipe import Training  # noqa: E402
 from edgevlm.quantization.schemes import Scheme  # noqa: E402
 from edgevlm.quantization.training import batch_of, rate_at, train  # noqa: E402
 from tests.quantization.tiny_qat import LABELS, write_pictures  # noqa: E402
