@@ -30,4 +30,5 @@ test-slow: install
 
 check: install
 	$(BIN)/ruff check edgevlm tests benchmarks
+	$(BIN)/ruff format --check edgevlm tests benchmarks
 	$(BIN)/mypy edgevlm

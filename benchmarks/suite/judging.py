@@ -78,6 +78,7 @@ class Judge:
             lowest=lowest,
             is_within=drop.value <= MAX_DROP if lowest is None else lowest >= MIN_COSINE,
             says=says,
+            others=drop.others,
         )
 
     def _evaluate(self, session: Session, reference: Evaluation | None) -> Evaluation:

@@ -73,6 +73,7 @@ class Judged(Spec, frozen=True, kw_only=True):
     Args:
         lowest: the smallest score of a picture, where the scores are cosines.
         says: what really runs, in the backend's words.
+        others: further metrics by name, among them how far the answers are the float graph's.
     """
 
     metric: str
@@ -85,6 +86,7 @@ class Judged(Spec, frozen=True, kw_only=True):
     lowest: float | None = None
     is_within: bool
     says: dict[str, str] = {}
+    others: dict[str, float] = {}
 
 
 class Contender(Spec, frozen=True, kw_only=True):

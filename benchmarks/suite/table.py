@@ -131,6 +131,7 @@ def _facts(contender: Contender) -> str:
     if judged is None:
         return f"– | – | {size} | –"
     lowest = "" if judged.lowest is None else f", lowest {judged.lowest:.4f}"
+    lowest += "".join(f", {name} {value:.4f}" for name, value in judged.others.items())
     says = "; ".join(f"{key} {value}" for key, value in {**contender.says, **judged.says}.items())
     return f"{judged.value:.4f}{lowest} | {'yes' if judged.is_within else 'no'} | {size} | {_cell(says) or '–'}"
 
@@ -144,8 +145,15 @@ def _p50(measurement: Measurement) -> str:
 def _drop(judged: Judged | None) -> str:
     if judged is None:
         return "–"
-    told = f"{100 * judged.drop:.2f} points" if judged.lowest is None else f"cosine {judged.value:.4f}"
+    if judged.lowest is None:
+        told = f"{_points(judged.drop)} points [{_points(judged.low)}, {_points(judged.high)}]"
+    else:
+        told = f"cosine {judged.value:.4f}"
     return told if judged.is_within else f"{told}, outside the budget"
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
 
 
 def _speed(ratio: Ratio | None) -> str:

@@ -180,7 +180,9 @@ def _accuracy(manifest: Manifest) -> str:
     accuracy = manifest.accuracy
     assert accuracy is not None
     drop = f"{accuracy.drop:.2%} [{accuracy.drop_low:.2%}, {accuracy.drop_high:.2%}]"
-    return f"{accuracy.metric} {accuracy.value:.2%} on {accuracy.n} pictures of {accuracy.data}; drop from float {drop}"
+    others = "".join(f"; {name} {value:.2%}" for name, value in accuracy.others.items())
+    of = f"{accuracy.n} pictures of {accuracy.data}"
+    return f"{accuracy.metric} {accuracy.value:.2%} on {of}; drop from float {drop}{others}"
 
 
 def _requires(manifest: Manifest) -> str:

@@ -74,6 +74,7 @@ class Drop(Spec, frozen=True, kw_only=True):
     Args:
         n_worse: pictures on which the candidate scores lower; ``n_better`` higher.
         interval: how the interval was made.
+        others: the candidate's further metrics by name, among them how far its answers are the reference's.
     """
 
     metric: str
@@ -88,6 +89,7 @@ class Drop(Spec, frozen=True, kw_only=True):
     interval: str
     data: str
     has_labels: bool
+    others: dict[str, float] = {}
 
     def to_accuracy(self) -> Accuracy:
         """As a bundle's manifest states it."""
@@ -101,6 +103,7 @@ class Drop(Spec, frozen=True, kw_only=True):
             n=self.n,
             data=self.data,
             has_labels=self.has_labels,
+            others=self.others,
         )
 
 
@@ -213,6 +216,7 @@ def compare_evaluations(candidate: Evaluation, reference: Evaluation, *, seed: i
         interval=interval,
         data=candidate.data,
         has_labels=candidate.has_labels,
+        others=dict(candidate.others),
     )
 
 

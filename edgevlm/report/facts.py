@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from edgevlm.measure.spec import Comparison, Environment, Measurement
 from edgevlm.report.notation import MISSING, count, error, interval, ms, percent, points, seconds, size, times
 from edgevlm.report.spec import CandidateRow, Report, Status
-from edgevlm.runtime.spec import Spec
+from edgevlm.runtime.spec import Accuracy, Spec
 
 # In the order a reader wants them, each with a sign, so that no verdict is told by colour alone.
 SIGNS: dict[Status, str] = {
@@ -314,7 +314,14 @@ def how_judged(report: Report) -> tuple[tuple[str, str], ...]:
                 f"{drop_text(report)}, paired picture by picture.",
             )
         )
+    if accuracy is not None and accuracy.others:
+        rows.append(("Beside it", others_text(accuracy)))
     return tuple(rows)
+
+
+def others_text(accuracy: Accuracy) -> str:
+    """Further metrics of what ships; agreement is with the float model's answers."""
+    return ", ".join(f"{name} {percent(value)}" for name, value in accuracy.others.items())
 
 
 def about_lengths(report: Report) -> tuple[str, ...]:

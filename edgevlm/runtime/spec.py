@@ -246,6 +246,8 @@ class Accuracy(Spec, frozen=True, kw_only=True):
     """The metric on the report split, and the paired drop from the float model with its 95 % interval.
 
     Units: ``value``, ``reference`` and ``drop`` are fractions (0.01 is one point). drop = reference - value.
+    Args:
+        others: further metrics by name, among them how far the answers are float's.
     """
 
     metric: str
@@ -257,6 +259,7 @@ class Accuracy(Spec, frozen=True, kw_only=True):
     n: int
     data: str
     has_labels: bool
+    others: dict[str, float] = {}
 
 
 class Latency(Spec, frozen=True, kw_only=True):

@@ -78,9 +78,7 @@ def _search_graphs(
     for i, (each, baseline) in enumerate(zip(forms, baselines, strict=True)):
         share = (end_s - time.monotonic()) / (len(forms) - i)
         clock = Clock(end_s=time.monotonic() + share)
-        search = GraphSearch(
-            work=work, forms=each, baseline=baseline, judge=judge, others=baselines, clock=clock
-        )
+        search = GraphSearch(work=work, forms=each, baseline=baseline, judge=judge, others=baselines, clock=clock)
         search.run()
         searches.append(search)
     return searches
@@ -89,9 +87,7 @@ def _search_graphs(
 # --- judging ----------------------------------------------------------------------------------------------
 
 
-def _judge(
-    judge: Judge, candidates: tuple[Candidate, ...], known: Known
-) -> tuple[dict[str, Drop], dict[str, str]]:
+def _judge(judge: Judge, candidates: tuple[Candidate, ...], known: Known) -> tuple[dict[str, Drop], dict[str, str]]:
     """The drop of every candidate that ran to the end, and why the others did not."""
     drops: dict[str, Drop] = {}
     failures: dict[str, str] = {}

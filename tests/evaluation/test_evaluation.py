@@ -75,6 +75,7 @@ def test_the_drop_is_paired(tmp_path: Path) -> None:
     assert candidate.others == {AGREEMENT: pytest.approx(26 / 30)}
     accuracy = drop.to_accuracy()
     assert (accuracy.value, accuracy.drop, accuracy.n) == (candidate.value, drop.value, 30)
+    assert accuracy.others == candidate.others
 
 
 def test_equal_answers_keep_an_open_interval(tmp_path: Path) -> None:

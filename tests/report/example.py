@@ -114,7 +114,7 @@ def example_report() -> Report:
         budgets={"max_drop": 0.01, "max_latency_ms": 9.0},
         accuracy=Accuracy(
             metric="top-1", value=0.7120, reference=0.7160, drop=0.0040, drop_low=-0.0080, drop_high=0.0160, n=250,
-            data="imagenet-sample", has_labels=True,
+            data="imagenet-sample", has_labels=True, others={"top-1 agreement": 0.984},
         ),
         latency=Latency(
             p50_ms=winner.percentile_ms(50), p90_ms=winner.percentile_ms(90), p99_ms=winner.percentile_ms(99),
