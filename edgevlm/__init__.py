@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgevlm.quantization.qat import quantize_model as quantize
     from edgevlm.runtime.pipeline import Pipeline as Pipeline
     from edgevlm.runtime.verify import verify_bundle as verify
+    from edgevlm.tuning import tune as tune
     from edgevlm.verbs import inspect as inspect
     from edgevlm.verbs import run as run
 
@@ -41,6 +42,7 @@ _PUBLIC = {
     "quantize": "edgevlm.quantization.qat:quantize_model",
     "run": "edgevlm.verbs:run",
     "targets": "edgevlm.targets",
+    "tune": "edgevlm.tuning:tune",
     "verify": "edgevlm.runtime.verify:verify_bundle",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "quantize",
     "run",
     "targets",
+    "tune",
     "verify",
 ]
 

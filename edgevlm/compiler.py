@@ -38,7 +38,7 @@ from edgevlm.runtime.spec import Manifest, Spec
 from edgevlm.steps.finish import assemble_report, bundle_files
 from edgevlm.steps.variants import file_digest
 from edgevlm.store import Entry, Store, cache_root, code_digest, read_spec, storing, write_spec
-from edgevlm.target import check_can_measure, load_target, pick_backends
+from edgevlm.target import load_target, pick_backends, why_not_at_hand
 
 # Pictures that the built-in set gives where no data was passed; a fifth of them may calibrate.
 _N_SHAPES = 1000
@@ -72,6 +72,7 @@ ACTIONS: dict[str, ActionSpec] = {
         per_machine=True,
         keep="edgevlm.steps.search:is_kept",
     ),
+    "offer": ActionSpec(run="edgevlm.steps.offer:run", tools=("onnx", *_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True),
     "confirm": ActionSpec(run="edgevlm.steps.confirm:run", tools=(*_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True),
     "explain": ActionSpec(
         run="edgevlm.steps.explain:run", tools=("onnx", *_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True
@@ -150,7 +151,12 @@ def prepare(
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision '{precision}'.", hint=did_you_mean(precision, PRECISIONS))
     hardware = load_target(target)
-    check_can_measure(hardware, describe_machine())
+    elsewhere = why_not_at_hand(hardware, describe_machine())
+    if elsewhere and max_latency_ms is not None:
+        raise UsageError(
+            f"--max-latency-ms cannot be kept to: target '{hardware.name}' is not at hand, {elsewhere}.",
+            hint="Leave it out here, and pass it to `edgevlm tune` on the device.",
+        )
     found_backends = pick_backends(hardware, tuple(backends))
     recipe = load_recipe(calibration)
     found = read_model(
@@ -175,7 +181,7 @@ def prepare(
         precision=msgspec.convert(precision, Precision),
         labels=folded if len(found.graphs) > 1 else (),
         batch=batch,
-        n_threads=threads or hardware.n_cores or describe_machine().n_physical_cores,
+        n_threads=threads or hardware.n_cores or (0 if elsewhere else describe_machine().n_physical_cores),
         backends=found_backends,
         calibration=recipe,
         protocol=protocol or Protocol(),
@@ -183,6 +189,7 @@ def prepare(
         search_minutes=search_minutes,
         keep_float=tuple(keep_float),
         ready_made={name: file_digest(file) for name, file in ready_made.items()},
+        is_measured=not elsewhere,
     )
     splits = _read_splits(found, folded, calibration_data, eval_data, recipe.n_samples, recipe.seed)
     data = _digests(splits)

@@ -45,6 +45,7 @@ class Request(Spec, frozen=True, kw_only=True):
         search_minutes: for mixed precision and tuning; making and timing every form once is not counted.
         keep_float: patterns of nodes that stay in float.
         ready_made: digests of graphs that compete as they are.
+        is_measured: the target is at hand, so that candidates are timed against each other.
     """
 
     budgets: Budgets = Budgets()
@@ -59,6 +60,7 @@ class Request(Spec, frozen=True, kw_only=True):
     search_minutes: float = 4.0
     keep_float: tuple[str, ...] = ()
     ready_made: dict[str, str] = {}
+    is_measured: bool = True
 
 
 class DataDigests(Spec, frozen=True, kw_only=True):
@@ -98,14 +100,16 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
     exports = tuple(_export(model, graph.name, target, request) for graph in model.graphs)
     fold = (_fold(model, request),) if is_folded else ()
     shipped = tuple(graph.name for graph in model.graphs if not (is_folded and graph.name == TEXT_ENCODER))
-    search = _search(
+    make_search = _search if request.is_measured else _offer
+    search = make_search(
         model, target, request, data, shipped, needs=(*(f"export:{name}" for name in shipped), *names(fold))
     )
+    judged = "the fastest" if request.is_measured else "each of them"
     confirm = Step(
         name="confirm",
         action="confirm",
-        summary=f"judge the fastest on {data.n_report} pictures that nothing has seen",
-        params={"data": data.report, "max_drop": request.budgets.max_drop},
+        summary=f"judge {judged} on {data.n_report} pictures that nothing has seen",
+        params={"data": data.report, "max_drop": request.budgets.max_drop, "is_measured": request.is_measured},
         needs=("search", *search.needs),
     )
     explain = Step(
@@ -128,7 +132,8 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
         },
         needs=("confirm", "search", *search.needs),
     )
-    return (*exports, *fold, search, confirm, explain, bundle)
+    explained = (explain,) if request.is_measured else ()
+    return (*exports, *fold, search, confirm, *explained, bundle)
 
 
 def names(steps: tuple[Step, ...]) -> tuple[str, ...]:
@@ -203,6 +208,29 @@ def _search(
             **({"ready_made": request.ready_made} if request.ready_made else {}),
         },
         needs=needs,
+    )
+
+
+def _offer(
+    model: Model, target: Target, request: Request, data: DataDigests, shipped: tuple[str, ...], needs: tuple[str, ...]
+) -> Step:
+    """In the place of the search, where the target is not at hand."""
+    step = _search(model, target, request, data, shipped, needs)
+    timing = ("protocol", "search_minutes", "may_use_fewer_threads")
+    return msgspec.structs.replace(
+        step,
+        action="offer",
+        summary=(
+            f"forms for {', '.join(request.backends)} that {target.name} can choose from: calibrate on "
+            f"{data.n_calibrate} pictures, judge on {data.n_select}, time nothing"
+        ),
+        params={
+            **{name: value for name, value in step.params.items() if name not in timing},
+            "may_use_fewer_threads": False,
+            "runtimes": target.runtimes,
+            "onnx_ir": target.onnx_ir,
+            "target": target.name,
+        },
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +15,20 @@ from edgevlm.runtime.spec import Spec
 
 HOST = "host"
 
+GPU_BACKENDS = frozenset({"tensorrt", "tensorrt-rtx"})
+
 # Instruction sets that decide which int8 and float kernels ONNX Runtime's MLAS picks: with one more or one less,
 # another candidate can be the fastest. Source: onnxruntime/core/mlas/lib/platform.cpp.
 DECISIVE_ISA = frozenset({"avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "fp16"})
 
 # Source: the wheels of openvino on PyPI.
 _OPENVINO_ARCHES = ("x86-64", "aarch64")
+
+# What only the other architecture has, by how its name begins.
+_FOREIGN_ISA = {"aarch64": ("avx", "sse", "amx", "fma", "f16c"), "x86-64": ("asimd", "sve", "sme", "i8mm")}
+
+# The IR that first holds each operator set. Source: the table in ONNX's docs/Versioning.md.
+IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
 class Target(Spec, frozen=True, kw_only=True):
@@ -35,6 +44,10 @@ class Target(Spec, frozen=True, kw_only=True):
         precisions: what may be tried there; a backend leaves out what the instruction sets do not have.
         activation_sign: ``u8`` or ``s8``: the sign of int8 activations that its instructions want.
         opset: highest ONNX operator set that its runtime takes.
+        onnx_ir: highest version of ONNX's file format that its runtime takes; 0 where nothing older than ours is there.
+        runtimes: the version of each backend that is to be expected there, where that is not the newest.
+        compute_capability: of its NVIDIA GPU, such as ``8.7``; empty where it has none.
+        emulated_as: QEMU's name of its processor, where an emulator can stand in for it.
         sources: where each fact comes from, by the fact's name.
     """
 
@@ -48,6 +61,10 @@ class Target(Spec, frozen=True, kw_only=True):
     precisions: tuple[Literal["fp32", "fp16", "bf16", "int8", "int4"], ...] = ("fp32", "fp16", "bf16", "int8", "int4")
     activation_sign: Literal["u8", "s8"] = "u8"
     opset: int = 20
+    onnx_ir: int = 0
+    runtimes: dict[str, str] = {}
+    compute_capability: str = ""
+    emulated_as: str = ""
     sources: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -60,6 +77,22 @@ class Target(Spec, frozen=True, kw_only=True):
             raise ValueError(f"opset: {self.opset} is not between 17 and 23")
         if self.n_cores < 0 or self.memory_bytes < 0:
             raise ValueError("n_cores and memory_bytes cannot be negative")
+        self._check_agrees_with_itself()
+
+    def _check_agrees_with_itself(self) -> None:
+        foreign = [word for word in self.isa if word.startswith(_FOREIGN_ISA.get(self.arch, ()))]
+        if foreign:
+            raise ValueError(f"isa: no {self.arch} has {', '.join(foreign)}")
+        if strangers := sorted(set(self.runtimes) - set(self.backends)):
+            raise ValueError(f"runtimes: {', '.join(strangers)} is not among the backends")
+        if self.onnx_ir and self.onnx_ir < IR_OF_OPSET[self.opset]:
+            raise ValueError(
+                f"onnx_ir: opset {self.opset} needs {IR_OF_OPSET[self.opset]} at least, this says {self.onnx_ir}"
+            )
+        if self.compute_capability and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
+            raise ValueError(f"compute_capability: '{self.compute_capability}' is not like 8.7")
+        if any(is_gpu(backend) for backend in self.backends) and not self.compute_capability:
+            raise ValueError("compute_capability: its backends need a GPU, and it names none")
 
 
 def load_target(name_or_path: str) -> Target:
@@ -120,38 +153,33 @@ def host_target(machine: Machine, *, name: str, description: str = "") -> Target
 
 def target_text(target: Target) -> str:
     """The TOML of a target; `read_target` of it gives the target back."""
-    lines = []
-    for key in target.__struct_fields__:
-        value = getattr(target, key)
-        if key != "sources":
-            lines.append(f"{key} = {_toml_value(value)}")
-    lines += ["", "[sources]"]
-    lines += [f"{_toml_value(key)} = {_toml_value(value)}" for key, value in target.sources.items()]
+    values = {key: getattr(target, key) for key in target.__struct_fields__}
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for key, table in values.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{key}]"]
+            lines += [f"{_toml_value(name)} = {_toml_value(value)}" for name, value in table.items()]
     return "\n".join(lines) + "\n"
 
 
-def check_can_measure(target: Target, machine: Machine) -> None:
-    """Candidates are timed here only where here is such a machine.
-
-    Raises: MissingToolError: this machine has another architecture or other instruction sets than the target.
-    """
+def why_not_at_hand(target: Target, machine: Machine) -> str:
+    """Why times that are taken here would not hold for the target; empty where they would."""
     if target.arch != machine.arch:
-        raise MissingToolError(
-            f"Target '{target.name}' is {target.arch}, but this machine is {machine.arch}: "
-            "candidates cannot be timed against each other here.",
-            hint="Compile on such a machine, or use --target cpu for this one.",
-        )
+        return f"it is {target.arch}, this machine is {machine.arch}"
+    if any(is_gpu(backend) for backend in target.backends):
+        return f"it has a GPU of compute capability {target.compute_capability}, which is not looked for here"
     if not machine.is_isa_known:
-        return
+        return ""
     missing = sorted(set(target.isa) - set(machine.isa))
     surplus = sorted((set(machine.isa) - set(target.isa)) & DECISIVE_ISA)
     if missing or surplus:
         difference = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(surplus)} besides"
-        raise MissingToolError(
-            f"Target '{target.name}' is another kind of CPU than this machine, which {difference}: "
-            "what is measured here would not hold there.",
-            hint="Compile on such a machine, or use --target cpu for this one.",
-        )
+        return f"it is another kind of CPU than this machine, which {difference}"
+    return ""
+
+
+def is_gpu(backend: str) -> bool:
+    return backend in GPU_BACKENDS
 
 
 def pick_backends(target: Target, asked: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from edgevlm.errors import EdgeVLMError, MissingToolError, UsageError
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.target import (
     Target,
-    check_can_measure,
     host_target,
     load_target,
     missing_backends,
@@ -18,6 +17,7 @@ from edgevlm.target import (
     read_target,
     target_names,
     target_text,
+    why_not_at_hand,
 )
 
 MACHINE = describe_machine()
@@ -83,19 +83,36 @@ def test_the_host_can_be_detected_written_and_used(tmp_path):
     file = tmp_path / "board.toml"
     written = targets.detect(file)
     assert load_target(str(file)) == written
-    check_can_measure(written, MACHINE)
+    assert why_not_at_hand(written, MACHINE) == ""
     with pytest.raises(EdgeVLMError, match="exists already"):
         targets.detect(file)
 
 
-def test_another_machine_is_refused_not_guessed():
+def test_another_machine_is_told_apart():
     other = "aarch64" if MACHINE.arch == "x86-64" else "x86-64"
     host = host_target(MACHINE, name="host")
-    with pytest.raises(MissingToolError) as caught:
-        check_can_measure(msgspec.structs.replace(host, arch=other), MACHINE)
-    assert caught.value.exit_code == 3
-    with pytest.raises(MissingToolError, match="lacks amx_none"):
-        check_can_measure(msgspec.structs.replace(host, isa=(*host.isa, "amx_none")), MACHINE)
+    assert other in why_not_at_hand(msgspec.structs.replace(host, arch=other, isa=()), MACHINE)
+    assert "lacks amx_none" in why_not_at_hand(msgspec.structs.replace(host, isa=(*host.isa, "amx_none")), MACHINE)
+    without = msgspec.structs.replace(host, isa=())
+    if MACHINE.isa:
+        assert why_not_at_hand(without, msgspec.structs.replace(MACHINE, is_isa_known=False)) == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        ('arch = "aarch64"\nisa = ["asimd", "avx2"]', "no aarch64 has avx2"),
+        ('arch = "x86-64"\nisa = ["asimddp"]', "no x86-64 has asimddp"),
+        ('arch = "x86-64"\nopset = 21\nonnx_ir = 9', "opset 21 needs 10"),
+        ('arch = "x86-64"\n[runtimes]\nopenvino = "2026.4"', "openvino is not among the backends"),
+        ('arch = "x86-64"\ncompute_capability = "sm_89"', "not like 8.7"),
+    ],
+)
+def test_a_target_that_contradicts_itself_is_refused(tmp_path, lines, word):
+    file = tmp_path / "board.toml"
+    file.write_text(f'name = "board"\ndescription = ""\n{lines}\n')
+    with pytest.raises(UsageError, match=word):
+        targets.validate(str(file))
 
 
 def test_a_backend_must_exist_and_suit_the_target():
@@ -108,7 +125,7 @@ def test_a_backend_must_exist_and_suit_the_target():
 
 @pytest.mark.parametrize("arch", ["x86-64", "aarch64"])
 def test_a_backend_that_is_not_installed_is_left_out_unless_it_is_asked_for(arch, monkeypatch):
-    host = host_target(msgspec.structs.replace(MACHINE, arch=arch), name="host")
+    host = host_target(msgspec.structs.replace(MACHINE, arch=arch, isa=()), name="host")
     monkeypatch.setattr("edgevlm.runtime.backends.openvino.OpenVino.version", lambda self: None)
     assert host.backends == ("onnxruntime", "openvino")
     assert pick_backends(host, ()) == ("onnxruntime",)

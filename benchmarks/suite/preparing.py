@@ -84,9 +84,6 @@ def prepare_case(case: Case, *, assets: Path | None, work: Path, environments: P
     asked: dict[str, Any] = {"model": str(_model(case, assets, work, environments)), "eval_data": data}
     if case.card:
         asked["card"] = CARDS / case.card
-    if case.is_random:
-        # On average; every picture alone must then keep to ``MIN_COSINE``, which the compile does not know.
-        asked["max_drop"] = 0.05
     job = prepare(**asked, threads=1, output=work / "bundle", overwrite=True)
     model = _with_length(job.model, case)
     calibrate = _inputs(job, case, job.splits.calibrate, job.recipe.n_samples)

@@ -13,7 +13,7 @@ import numpy as np
 import edgevlm
 from benchmarks.suite.cases import TINY_VIT, Case
 from benchmarks.suite.environments import InstallError, interpreter
-from benchmarks.suite.judging import Judge
+from benchmarks.suite.judging import MAX_DROP, Judge
 from benchmarks.suite.making import make
 from benchmarks.suite.preparing import Prepared, padded, prepare_case
 from benchmarks.suite.rivals import EAGER, FLOAT
@@ -29,6 +29,9 @@ from edgevlm.steps.inputs import save_inputs
 OURS = "edgevlm"
 SCHEMA_VERSION = 1
 N_FINALISTS = 2
+
+RANDOM_DROPS = (0.02, 0.005)
+"""Of the mean centred cosine; MobileViT-S in bf16 loses 0.025 on average, and more than 0.1 on its worst picture."""
 
 Say = Callable[[str], None]
 
@@ -155,7 +158,24 @@ def _line(contender: Contender) -> str:
 def _compiled(
     prepared: Prepared, judge: Judge, n_threads: int, protocol: Protocol | None, say: Say
 ) -> tuple[Contender, str, Component, Subject]:
-    options: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
+    """What edgevlm ships within the budget.
+
+    A compile keeps to a budget of the mean; where a single picture still falls under ``MIN_COSINE`` it is asked again,
+    for less, as whoever has that rule would do.
+    """
+    for max_drop in RANDOM_DROPS if prepared.case.is_random else (MAX_DROP,):
+        made = _compiled_within(prepared, judge, n_threads, max_drop, protocol, say)
+        judged = made[0].judged
+        if judged is not None and judged.is_within:
+            break
+        say(f"  asked for --max-drop {max_drop:g}: outside the budget")
+    return made
+
+
+def _compiled_within(
+    prepared: Prepared, judge: Judge, n_threads: int, max_drop: float, protocol: Protocol | None, say: Say
+) -> tuple[Contender, str, Component, Subject]:
+    options: dict[str, Any] = {"max_drop": max_drop} | ({} if protocol is None else {"protocol": protocol})
     bundle = prepared.work / f"bundle-{n_threads}"
     compiled = edgevlm.compile(
         **prepared.asked, threads=n_threads, output=bundle, overwrite=True, progress=_told_to(say), **options

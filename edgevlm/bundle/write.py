@@ -17,7 +17,7 @@ from typing import IO
 import msgspec
 
 from edgevlm.errors import StoreError, UsageError
-from edgevlm.runtime.bundle import ARCHIVE_SUFFIX, MANIFEST, check_manifest, check_path, is_clutter
+from edgevlm.runtime.bundle import ARCHIVE_SUFFIX, MANIFEST, check_manifest, check_path, is_clutter, open_bundle
 from edgevlm.runtime.machine import is_running
 from edgevlm.runtime.spec import FileEntry, Manifest, from_json, to_json
 
@@ -63,6 +63,16 @@ def write_bundle(
             if destination.exists() or not (scratch / "old").exists():  # else the old bundle lies there alone
                 shutil.rmtree(scratch, ignore_errors=True)
     return whole
+
+
+def copy_bundle(source: Path, destination: Path, *, overwrite: bool = False) -> Manifest:
+    """A bundle once more at another place, as a folder or an archive.
+
+    Raises: BundleError: the source is no whole bundle. UsageError, StoreError: as ``write_bundle``.
+    """
+    bundle = open_bundle(source)
+    files: dict[str, Path | bytes] = {path: bundle.file(path) for path in bundle.entries}
+    return write_bundle(destination, bundle.manifest, files, overwrite=overwrite)
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgevlm.cli.common import Output, labels_option, output_options
-from edgevlm.plan import PRECISIONS
+from edgevlm.plan import PRECISIONS, plan_text
+
+if TYPE_CHECKING:
+    from edgevlm.compile_each import CompiledEach
 
 EXAMPLES = """\b
 Examples:
   edgevlm compile demo --target cpu
   edgevlm compile ./mobilenet-v2 --target cpu --eval-data ./pictures -o mobilenet-cpu
   edgevlm compile openai/clip-vit-base-patch32 --target cpu --labels "a cat,a dog"
+  edgevlm compile demo --target cpu --target raspberry-pi-5 --target rtx-40 -o demo-targets
   edgevlm compile resnet.onnx --card resnet.card.toml --target ./board.toml --dry-run
 """
 
@@ -32,7 +37,8 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 
 @click.command("compile", epilog=EXAMPLES)
 @click.argument("model")
-@click.option("-t", "--target", default="cpu", show_default=True, help="A target's name, or a path to a TOML file.")
+@click.option("-t", "--target", "targets", multiple=True, default=("cpu",), show_default=True,
+              help="A target's name, or a path to a TOML file; several give a bundle each.")  # fmt: skip
 @click.option("--task", help="Where the model does not say it: a Hugging Face task name.")
 @click.option("--labels", callback=labels_option, help="Class names: a file with one a line, or a,b,c. "
               "A two-tower model keeps only their embeddings and leaves its text tower behind.")  # fmt: skip
@@ -65,7 +71,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 @output_options
 def compile_command(
     model: str,
-    target: str,
+    targets: tuple[str, ...],
     task: str | None,
     labels: tuple[str, ...],
     revision: str | None,
@@ -90,7 +96,7 @@ def compile_command(
     overwrite: bool,
     dry_run: bool,
     output: Output,
-) -> None:
+) -> int:
     """Compile MODEL for a target: export, quantize, measure, choose, pack.
 
     MODEL is a Hugging Face folder or hub id, an ONNX file with a card, a PyTorch package.module:factory, or `demo`.
@@ -98,38 +104,40 @@ def compile_command(
     """
     from edgevlm.compiler import compile_job, prepare
 
-    job = prepare(
-        model,
-        target=target,
-        task=task,
-        labels=labels,
-        revision=revision,
-        card=card,
-        calibration_data=calibration_data,
-        eval_data=eval_data,
-        max_drop=max_drop,
-        max_latency_ms=max_latency_ms,
-        max_size_mb=max_size_mb,
-        precision=precision,
-        threads=threads,
-        batch=batch,
-        image_size=image_size,
-        backends=backends,
-        calibration=calibration,
-        search_minutes=search_minutes,
-        keep_float=keep_float,
-        quantized=quantized,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        output=destination,
-        overwrite=overwrite,
-        check_output=not dry_run,
-    )
+    asked: dict[str, Any] = {
+        "task": task,
+        "labels": labels,
+        "revision": revision,
+        "card": card,
+        "calibration_data": calibration_data,
+        "eval_data": eval_data,
+        "max_drop": max_drop,
+        "max_latency_ms": max_latency_ms,
+        "max_size_mb": max_size_mb,
+        "precision": precision,
+        "threads": threads,
+        "batch": batch,
+        "image_size": image_size,
+        "backends": backends,
+        "calibration": calibration,
+        "search_minutes": search_minutes,
+        "keep_float": keep_float,
+        "quantized": quantized,
+        "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+        "overwrite": overwrite,
+    }
+    if len(targets) > 1 and not dry_run:
+        return _compile_each(model, targets, destination, asked, output)
+    if len(targets) > 1:
+        jobs = {target: prepare(model, target=target, check_output=False, **asked) for target in targets}
+        steps = {target: job.steps for target, job in jobs.items()}
+        output.value(steps, lambda: "\n\n".join(f"{name}:\n{plan_text(each)}" for name, each in steps.items()))
+        return 0
+    job = prepare(model, target=targets[0], output=destination, check_output=not dry_run, **asked)
     if dry_run:
-        from edgevlm.plan import plan_text
-
         output.value(job.steps, lambda: plan_text(job.steps))
-        return
+        return 0
     with output.progress() as progress:
         compiled = compile_job(job, progress=progress)
 
@@ -139,3 +147,26 @@ def compile_command(
         return summary_text(compiled.report, bundle=compiled.bundle).rstrip()
 
     output.value({"bundle": str(compiled.bundle), "report": compiled.report}, text)
+    return 0
+
+
+def _compile_each(
+    model: str, targets: tuple[str, ...], folder: Path | None, asked: dict[str, Any], output: Output
+) -> int:
+    from edgevlm.compile_each import compile_each
+
+    with output.progress() as progress:
+        done = compile_each(model, targets, output=folder, progress=progress, **asked)
+    output.value(done.overview, lambda: _overview_text(done))
+    return next((outcome.exit_code for outcome in done.outcomes if outcome.exit_code), 0)
+
+
+def _overview_text(done: CompiledEach) -> str:
+    """A block for each target: the page has the table, which is too wide for a terminal."""
+    from edgevlm.cli.tables import block_text
+    from edgevlm.report.overview import HEADER
+
+    blocks = [
+        block_text(row.target, list(zip(HEADER[1:], row.cells()[1:], strict=True))) for row in done.overview.targets
+    ]
+    return "\n\n".join([*blocks, f"Overview  {done.folder / 'targets.html'}"])

@@ -48,6 +48,13 @@ def table_text(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
     return "\n".join(lines)
 
 
+def block_text(title: str, pairs: Sequence[tuple[str, str]], width: int = 96) -> str:
+    """A title, and below it terms with what is to be said of them, wrapped beside the terms."""
+    left = max(len(term) for term, _ in pairs) + 4
+    lines = [_wrapped(f"  {term:<{left - 2}}{words}", width, hang=left) for term, words in pairs]
+    return "\n".join([title, *lines])
+
+
 def _candidates(report: Report, width: int) -> str:
     rows = facts.in_order(report)
     shown = rows[:MAX_ROWS]

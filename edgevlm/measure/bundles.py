@@ -82,9 +82,9 @@ def benchmark_bundles(
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
         for graph, batch in batches.items():
             subjects = _graph_subjects(bundles, graph, picture, batch, n_threads, Path(folder))
-            comparisons[graph] = _timed(graph, subjects, protocol, progress)
+            comparisons[graph] = timed(graph, subjects, protocol, progress)
         subjects = _whole_subjects(bundles, picture, n_threads, Path(folder))
-        comparisons[WHOLE] = _timed(WHOLE, subjects, protocol, progress)
+        comparisons[WHOLE] = timed(WHOLE, subjects, protocol, progress)
     return BundleBenchmark(
         bundles=tuple(bundles),
         task=next(iter(bundles.values())).manifest.task,
@@ -136,7 +136,7 @@ def _batch_of(graph: str, bundles: Mapping[str, Bundle]) -> int:
     return next(iter(fixed), 1)
 
 
-def _timed(what: str, subjects: Sequence[Subject], protocol: Protocol, progress: Progress) -> Comparison:
+def timed(what: str, subjects: Sequence[Subject], protocol: Protocol, progress: Progress) -> Comparison:
     started = time.monotonic()
     progress(StepStarted(what, f"{len(subjects)} in turn"))
 
@@ -163,7 +163,7 @@ def _graph_subjects(
             continue
         for file in component.files:
             bundle.file(file)
-        row = _graph_input(bundle, component, picture)
+        row = graph_input(bundle, component, picture)
         inputs = folder / f"{graph}-{i}.npz"
         np.savez(inputs, allow_pickle=False, **{name: np.repeat(value, batch, axis=0) for name, value in row.items()})
         subjects.append(
@@ -178,13 +178,13 @@ def _graph_subjects(
     return subjects
 
 
-def _graph_input(bundle: Bundle, component: Component, picture: Path) -> dict[str, Array]:
+def graph_input(bundle: Bundle, component: Component, picture: Path) -> dict[str, Array]:
     """One row of what the graph takes, made as the pipeline makes it."""
     image, text = bundle.manifest.processing.image, bundle.manifest.processing.text
     if any(spec.name == image.input_name for spec in component.inputs):
         return {image.input_name: preprocess(decode_image(picture), image)[None]}
     assert text is not None, "a graph that takes no picture takes text"
-    labels = _asked(bundle) or bundle.manifest.labels or ("",)
+    labels = golden_labels(bundle) or bundle.manifest.labels or ("",)
     prompt = text.prompt_template.replace("{}", labels[0])
     return tokenize([prompt], load_tokenizer(bundle.file(text.tokenizer), text), text)
 
@@ -211,7 +211,7 @@ def _first_picture(bundles: Mapping[str, Bundle]) -> Path:
     raise UsageError(f"'{next(iter(bundles))}' holds no golden picture to time with.", hint="Compile the model again.")
 
 
-def _asked(bundle: Bundle) -> tuple[str, ...]:
+def golden_labels(bundle: Bundle) -> tuple[str, ...]:
     """The labels that its golden pictures were asked about, where it has none of its own."""
     return next((case.labels for case in bundle.manifest.golden.cases), ())
 
@@ -236,7 +236,7 @@ class WholePipeline:
         )
         manifest = msgspec.structs.replace(bundle.manifest, components=components)
         pipeline = Pipeline.from_bundle(dataclasses.replace(bundle, manifest=manifest), n_threads=options.n_threads)
-        return WholeSession(pipeline, labels=_asked(bundle) or None)
+        return WholeSession(pipeline, labels=golden_labels(bundle) or None)
 
 
 class WholeSession:
@@ -261,4 +261,4 @@ def golden_inputs(bundle: Bundle, component: Component) -> dict[str, Array]:
     picture = _first_picture({str(bundle.origin): bundle})
     rows = component.inputs[0].shape[0]
     batch = rows if isinstance(rows, int) else 1
-    return {name: np.repeat(value, batch, axis=0) for name, value in _graph_input(bundle, component, picture).items()}
+    return {name: np.repeat(value, batch, axis=0) for name, value in graph_input(bundle, component, picture).items()}

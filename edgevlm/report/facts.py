@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from edgevlm.measure.spec import Comparison, Environment, Measurement
 from edgevlm.report.notation import MISSING, count, error, interval, ms, percent, points, seconds, size, times
@@ -18,6 +19,7 @@ SIGNS: dict[Status, str] = {
     "over a budget": "■",
     "dropped early": "▼",
     "not measured validly": "○",
+    "left out": "◇",
     "failed": "✕",
 }
 
@@ -112,8 +114,10 @@ class Figure(Spec, frozen=True, kw_only=True):
 def headline(report: Report) -> str:
     """What ships and how fast it is, in one line."""
     latency = report.latency
+    if report.selection == "unmeasured" and not report.forms:
+        return f"{report.winner} ships; no time of it is the target's"
     if report.selection == "unmeasured":
-        return "Variants ship; none was measured on the target"
+        return f"{count(len(report.forms), 'form')} ship; none was timed on the target"
     if float_ships(report):
         return "The float model ships"
     asked = ", as requested" if report.selection == "requested" else ""
@@ -260,7 +264,18 @@ def front_text(report: Report) -> str:
     return f"No other beats these in time, accuracy and size at once: {', '.join(report.pareto)}."
 
 
-def ratio_text(row: CandidateRow) -> str:
+class HasRatio(Protocol):
+    """Something timed against float."""
+
+    @property
+    def ratio(self) -> float | None: ...
+    @property
+    def ratio_low(self) -> float | None: ...
+    @property
+    def ratio_high(self) -> float | None: ...
+
+
+def ratio_text(row: HasRatio) -> str:
     if row.ratio is None:
         return MISSING
     if row.ratio_low is None or row.ratio_high is None:
@@ -322,6 +337,29 @@ def how_judged(report: Report) -> tuple[tuple[str, str], ...]:
 def others_text(accuracy: Accuracy) -> str:
     """Further metrics of what ships; agreement is with the float model's answers."""
     return ", ".join(f"{name} {percent(value)}" for name, value in accuracy.others.items())
+
+
+FORMS_HEADER = ("form", "status", "size", "on the report split", "verified", "not proven")
+
+
+def form_rows(report: Report) -> tuple[tuple[str, ...], ...]:
+    """For each form that the device chooses from: what it is, what was found out, and what was not."""
+    return tuple(
+        (
+            f"{form.name} ({form.precision}, {form.backend})",
+            form.status,
+            size(form.size_bytes),
+            _form_accuracy(form.accuracy),
+            " ".join(form.verified),
+            " ".join(form.unproven),
+        )
+        for form in report.forms
+    )
+
+
+def _form_accuracy(accuracy: Accuracy) -> str:
+    between = interval(points(accuracy.drop_low), points(accuracy.drop_high))
+    return f"{accuracy.metric} {percent(accuracy.value)}, drop {points(accuracy.drop)} {between}"
 
 
 def about_lengths(report: Report) -> tuple[str, ...]:

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from edgevlm.report import facts, notation, plots, where
 from edgevlm.report.spec import CandidateRow, Report
 from edgevlm.runtime.spec import Spec
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 def html_from_report(report: Report) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            facts=facts,
+            rows=facts.in_order(report),
+            whiskers=whiskers(report),
+            where=where.where_time_goes(report),
+            trade_off=tuple(Markup(plots.trade_off_svg(report, width)) for width in (plots.WIDE, plots.NARROW)),
+            trade_off_alt=trade_off_alt(report),
+            runs=tuple(
+                tuple(Markup(plots.runs_svg(report, c, width, f"runs-{i}")) for width in (plots.WIDE, plots.NARROW))
+                for i, c in enumerate(report.comparisons)
+                if plots.has_runs(c)
+            ),
+            runs_alt=runs_alt(report),
+            max_dots=plots.MAX_DOTS,
+        )
+    )
+
+
+def templates() -> Environment:
+    """The pages' templates, with the notations as filters."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("edgevlm.report", ""),
@@ -25,22 +54,7 @@ def html_from_report(report: Report) -> str:
         ms=notation.ms, percent=notation.percent, points=notation.points, times=notation.times, size=notation.size,
         seconds=notation.seconds, error=notation.error, ratio_text=facts.ratio_text, row_drop_text=facts.row_drop_text,
     )  # fmt: skip
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        facts=facts,
-        rows=facts.in_order(report),
-        whiskers=whiskers(report),
-        where=where.where_time_goes(report),
-        trade_off=tuple(Markup(plots.trade_off_svg(report, width)) for width in (plots.WIDE, plots.NARROW)),
-        trade_off_alt=trade_off_alt(report),
-        runs=tuple(
-            tuple(Markup(plots.runs_svg(report, c, width, f"runs-{i}")) for width in (plots.WIDE, plots.NARROW))
-            for i, c in enumerate(report.comparisons)
-            if plots.has_runs(c)
-        ),
-        runs_alt=runs_alt(report),
-        max_dots=plots.MAX_DOTS,
-    )
+    return environment
 
 
 class Whisker(Spec, frozen=True, kw_only=True):

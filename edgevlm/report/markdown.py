@@ -17,6 +17,7 @@ def markdown_from_report(report: Report) -> str:
     sections = (
         _top(report),
         _cautions(report),
+        _forms(report),
         _candidates(report),
         _sensitivity(report),
         *(_where(item) for item in where.where_time_goes(report)),
@@ -37,13 +38,20 @@ def _top(report: Report) -> str:
         (text(figure.label), f"**{figure.text()}**", text("; ".join(figure.notes)))
         for figure in facts.key_figures(report)
     ]
-    table = _table(("", "", ""), (TEXT, NUMERIC, TEXT), rows)
+    drawn = table(("", "", ""), (TEXT, NUMERIC, TEXT), rows)
     subtitle = f"{report.title} · {report.task} · target {report.target}"
-    return f"# {text(facts.headline(report))}\n\n{text(subtitle)}\n\n{text(report.verdict)}\n\n{table}"
+    return f"# {text(facts.headline(report))}\n\n{text(subtitle)}\n\n{text(report.verdict)}\n\n{drawn}"
 
 
 def _cautions(report: Report) -> str:
     return "\n>\n".join(f"> **Warning.** {text(caution)}" for caution in facts.cautions(report))
+
+
+def _forms(report: Report) -> str:
+    if not report.forms:
+        return ""
+    rows = [[text(cell) for cell in row] for row in facts.form_rows(report)]
+    return _section("Forms to tune", table(facts.FORMS_HEADER, (TEXT, TEXT, NUMERIC, TEXT, TEXT, TEXT), rows))
 
 
 def _candidates(report: Report) -> str:
@@ -52,16 +60,16 @@ def _candidates(report: Report) -> str:
     columns = [column for column in COLUMNS if column.is_shown(report)]
     header = [column.title.format(metric=report.metric) for column in columns]
     rows = [[column.cell(row) for column in columns] for row in facts.in_order(report)]
-    table = _table(map(text, header), [column.alignment for column in columns], rows)
-    return _section("Candidates", f"{table}\n\n{text(facts.about_candidates(report))}")
+    drawn = table(map(text, header), [column.alignment for column in columns], rows)
+    return _section("Candidates", f"{drawn}\n\n{text(facts.about_candidates(report))}")
 
 
 def _sensitivity(report: Report) -> str:
     if not report.sensitivities:
         return ""
     rows = [[text(cell) for cell in row] for row in facts.sensitivity_rows(report)]
-    table = _table(facts.SENSITIVITY_HEADER, (TEXT, TEXT) + (NUMERIC,) * 4, rows)
-    return _section("What each group costs and saves", f"{text(facts.about_sensitivity(report))}\n\n{table}")
+    drawn = table(facts.SENSITIVITY_HEADER, (TEXT, TEXT) + (NUMERIC,) * 4, rows)
+    return _section("What each group costs and saves", f"{text(facts.about_sensitivity(report))}\n\n{drawn}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def _where(item: where.WhereTimeGoes) -> str:
     if item.bars:
         rows = [(text(bar.kind), *(notation.ms(value) for value in bar.times_ms)) for bar in item.bars]
         header = ("operators", *(f"{text(form.name)}, ms" for form in item.forms))
-        parts.append(_table(header, (TEXT,) + (NUMERIC,) * len(item.forms), rows))
+        parts.append(table(header, (TEXT,) + (NUMERIC,) * len(item.forms), rows))
     if item.roofs:
         header = ("graph", "GMAC/s", "computes in", "best rate here, GMAC/s", "share of it")
         roofs = [
@@ -107,7 +115,7 @@ def _where(item: where.WhereTimeGoes) -> str:
             )
             for r in item.roofs
         ]
-        parts += [_table(header, (TEXT, NUMERIC, TEXT, NUMERIC, NUMERIC), roofs), text(item.about_roofs)]
+        parts += [table(header, (TEXT, NUMERIC, TEXT, NUMERIC, NUMERIC), roofs), text(item.about_roofs)]
     parts += [f"- **{text(f.kind)}.** {text(f.what)} {text(f.remedy)}" for f in item.findings]
     if item.operators:
         header = ("operator", "type as run", "computes in", "ms", "share")
@@ -115,7 +123,7 @@ def _where(item: where.WhereTimeGoes) -> str:
             (text(o.name), text(o.op_type), text(o.precision), notation.ms(o.time_ms), notation.percent(o.share))
             for o in item.operators
         ]
-        parts += [text(item.about_operators), _table(header, (TEXT, TEXT, TEXT, NUMERIC, NUMERIC), slowest)]
+        parts += [text(item.about_operators), table(header, (TEXT, TEXT, TEXT, NUMERIC, NUMERIC), slowest)]
     return _section(item.title, "\n\n".join([*parts, *(text(note) for note in item.notes)]))
 
 
@@ -133,7 +141,7 @@ def _proofs(report: Report) -> str:
         )
         for proof in report.proofs
     ]
-    body = _table(header, (TEXT, TEXT) + (NUMERIC,) * 5, rows) if rows else "Nothing was exported, so nothing to prove."
+    body = table(header, (TEXT, TEXT) + (NUMERIC,) * 5, rows) if rows else "Nothing was exported, so nothing to prove."
     return _section("Proof of export", "\n\n".join((body, *map(text, facts.about_lengths(report)))))
 
 
@@ -151,7 +159,7 @@ def _steps(report: Report) -> str:
         (text(step.name), "looked up" if step.hit else "made", notation.seconds(step.wall_s), text(step.why))
         for step in report.steps
     ]
-    body = _table(("step", "result", "took", "why"), (TEXT, TEXT, NUMERIC, TEXT), rows)
+    body = table(("step", "result", "took", "why"), (TEXT, TEXT, NUMERIC, TEXT), rows)
     return _section("Steps", f"{facts.steps_summary(report)}\n\n{body}") if rows else ""
 
 
@@ -160,10 +168,10 @@ def _section(title: str, body: str) -> str:
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> str:
-    return _table(("", ""), (TEXT, TEXT), [(text(term), text(value)) for term, value in rows]) if rows else ""
+    return table(("", ""), (TEXT, TEXT), [(text(term), text(value)) for term, value in rows]) if rows else ""
 
 
-def _table(header: Iterable[str], alignments: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Iterable[str], alignments: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, alignments, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -19,6 +19,7 @@ Status = Literal[
     "not measured validly",
     "failed",
     "float",
+    "left out",
 ]
 
 
@@ -111,12 +112,30 @@ class StepRow(Spec, frozen=True, kw_only=True):
     why: str
 
 
+class ShippedForm(Spec, frozen=True, kw_only=True):
+    """A form in a bundle for hardware that was not at hand: what was proven of it, where, and what was not.
+
+    Args:
+        verified: what was found out, and by what, a sentence each.
+        unproven: what only the device can tell, a sentence each.
+    """
+
+    name: str
+    precision: str
+    backend: str
+    status: str
+    size_bytes: int
+    accuracy: Accuracy
+    verified: tuple[str, ...]
+    unproven: tuple[str, ...]
+
+
 class Report(Spec, frozen=True, kw_only=True):
     """Everything that a compile found out.
 
     ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too. ``comparisons``
     are of the best, one for each graph; ``screenings`` are the short ones before them. ``explanation`` is null where
-    nothing was profiled.
+    nothing was profiled; ``forms`` are what the device chooses from where nothing was timed.
     """
 
     schema_version: int
@@ -147,3 +166,4 @@ class Report(Spec, frozen=True, kw_only=True):
     sensitivities: tuple[GroupSensitivity, ...] = ()
     pareto: tuple[str, ...] = ()
     explanation: Explanation | None = None
+    forms: tuple[ShippedForm, ...] = ()

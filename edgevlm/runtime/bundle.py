@@ -25,6 +25,7 @@ from edgevlm.runtime.image import check_image_processing
 from edgevlm.runtime.machine import Machine, describe_machine
 from edgevlm.runtime.spec import (
     SCHEMA_VERSION,
+    BundleForm,
     Component,
     FileEntry,
     Manifest,
@@ -90,6 +91,18 @@ class Bundle:
                 )
             self._checked.add(path)
         return local
+
+    def in_form(self, form: BundleForm) -> Bundle:
+        """The bundle as if ``form``, which is one of its own, were all that it held."""
+        manifest = msgspec.structs.replace(
+            self.manifest,
+            components=form.components,
+            requires=form.requires,
+            golden=form.golden,
+            accuracy=form.accuracy,
+            forms=(),
+        )
+        return Bundle(origin=self.origin, root=self.root, manifest=manifest, _checked=self._checked)
 
     def check_requires(self) -> None:
         """Refuse a machine that cannot run the bundle.
@@ -171,13 +184,13 @@ def check_manifest(manifest: Manifest) -> None:
     _need(manifest.schema_version == SCHEMA_VERSION, f"its schema version is {manifest.schema_version}")
     _check_entries(manifest.files)
     listed = {entry.path for entry in manifest.files}
-    for path in _named_files(manifest):
+    for path in named_files(manifest):
         _need(path in listed, f"'{path}' is used but not listed")
     _check_versions(manifest)
     check_image_processing(manifest.processing.image)
     if manifest.processing.text is not None:
         check_text_processing(manifest.processing.text)
-    _check_components(manifest)
+    _check_forms(manifest)
 
 
 def _check_entries(entries: tuple[FileEntry, ...]) -> None:
@@ -213,15 +226,18 @@ def is_clutter(name: str) -> bool:
     return name in _CLUTTER or name.startswith("._")
 
 
-def _named_files(manifest: Manifest) -> Iterator[str]:
-    for component in manifest.components:
-        yield from (component.file, *component.files)
+def named_files(manifest: Manifest) -> Iterator[str]:
+    """Every file that the manifest needs, by its path; some more than once."""
+    forms: tuple[Manifest | BundleForm, ...] = (manifest, *manifest.forms)
+    for form in forms:
+        for component in form.components:
+            yield from (component.file, *component.files)
+        for case in form.golden.cases:
+            yield from (case.picture, case.answer, *case.outputs.values())
     if manifest.processing.text is not None:
         yield manifest.processing.text.tokenizer
     if manifest.scoring is not None and manifest.scoring.label_embeddings is not None:
         yield manifest.scoring.label_embeddings
-    for case in manifest.golden.cases:
-        yield from (case.picture, case.answer, *case.outputs.values())
 
 
 def _check_versions(manifest: Manifest) -> None:
@@ -239,15 +255,24 @@ def _check_versions(manifest: Manifest) -> None:
             )
 
 
-def _check_components(manifest: Manifest) -> None:
+def _check_forms(manifest: Manifest) -> None:
+    _check_components(manifest, manifest.components)
+    for form in manifest.forms:
+        _check_components(manifest, form.components)
+    _need(len({form.name for form in manifest.forms}) == len(manifest.forms), "two forms have the same name")
+    is_first = not manifest.forms or manifest.forms[0].components == manifest.components
+    _need(is_first, "its first form is not its own")
+
+
+def _check_components(manifest: Manifest, parts: tuple[Component, ...]) -> None:
     try:
         task = load_task(manifest.task)
-        for component in manifest.components:
+        for component in parts:
             load_backend(component.backend)
     except UsageError as error:
         raise BundleError(error.message, hint="Upgrade: pip install --upgrade edgevlm") from error
-    components = {component.name: component for component in manifest.components}
-    _need(len(components) == len(manifest.components), "two components have the same name")
+    components = {component.name: component for component in parts}
+    _need(len(components) == len(parts), "two components have the same name")
     task.check(frozenset(components), manifest.processing, manifest.scoring)
     for need in task.needs:
         if need.component in components:

@@ -40,6 +40,10 @@ _ARM_PARTS = {
 }  # fmt: skip
 
 
+EMULATED = "EDGEVLM_EMULATED"
+"""Set by whoever runs this process under an emulator: times taken here are then nobody's."""
+
+
 class Machine(Spec, frozen=True, kw_only=True):
     """What inference can use here.
 
@@ -82,6 +86,11 @@ def describe_machine() -> Machine:
         arch=normal_arch(platform.machine()), isa=(), is_isa_known=False, cpu=platform.processor() or "unknown",
         board="", n_physical_cores=n_logical, n_logical_cores=n_logical, memory_bytes=0, os=platform.system(),
     )  # fmt: skip
+
+
+def emulated_cpu() -> str:
+    """The processor that an emulator stands in for while this runs, as it says itself; empty on a real machine."""
+    return os.environ.get(EMULATED, "")
 
 
 def is_running(pid: int) -> bool:

@@ -328,6 +328,23 @@ class Golden(Spec, frozen=True, kw_only=True):
     tolerance: float
 
 
+class BundleForm(Spec, frozen=True, kw_only=True):
+    """One form of the model in a bundle for hardware that was not at hand.
+
+    Args:
+        name: ``fp32``, or what the form was made by.
+        accuracy: judged where the bundle was made, by the backend ``judged_by``.
+    """
+
+    name: str
+    components: tuple[Component, ...]
+    requires: Requires
+    golden: Golden
+    accuracy: Accuracy
+    judged_by: str
+    recipe: dict[str, Any]
+
+
 class FileEntry(Spec, frozen=True, kw_only=True):
     path: str
     sha256: str
@@ -335,7 +352,13 @@ class FileEntry(Spec, frozen=True, kw_only=True):
 
 
 class Manifest(Spec, frozen=True, kw_only=True):
-    """``manifest.json``. ``files`` lists every other file of the bundle."""
+    """``manifest.json``.
+
+    Args:
+        forms: what ``edgevlm tune`` chooses from on the device, where nothing could be timed; the first is the bundle's
+            own: the float model.
+        files: every other file of the bundle.
+    """
 
     schema_version: int
     name: str
@@ -354,6 +377,7 @@ class Manifest(Spec, frozen=True, kw_only=True):
     provenance: Provenance
     golden: Golden
     files: tuple[FileEntry, ...]
+    forms: tuple[BundleForm, ...] = ()
 
 
 def dtype_of(spec: TensorSpec) -> np.dtype[Any]:

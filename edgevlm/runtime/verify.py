@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import PIL
 
-from edgevlm.errors import BundleError
+from edgevlm.errors import BundleError, MissingToolError
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.bundle import Bundle, open_bundle
 from edgevlm.runtime.image import decode_image, size_of
@@ -24,9 +24,12 @@ class CaseCheck(Spec, frozen=True, kw_only=True):
     """A golden case, replayed from the picture to the answer.
 
     Units: ``max_error`` is the largest |difference| over the largest |expected|, of the worst output.
+    Args:
+        form: of a bundle that holds several.
     """
 
     picture: str
+    form: str = ""
     max_error: float
     is_bit_equal: bool
     is_same_answer: bool
@@ -37,6 +40,8 @@ class Verification(Spec, frozen=True, kw_only=True):
 
     Args:
         is_same_machine: this processor and these tool versions made the golden vectors, so every bit must agree.
+        tolerance: of the form that is allowed most.
+        left_out: forms that this machine cannot run, and why.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Verification(Spec, frozen=True, kw_only=True):
     tolerance: float
     cases: tuple[CaseCheck, ...]
     reasons: tuple[str, ...]
+    left_out: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return not self.reasons
@@ -60,13 +66,15 @@ class Verification(Spec, frozen=True, kw_only=True):
                 else f"error {case.max_error:.2g} of {self.tolerance:.2g} allowed"
             )
             answer = "same answer" if case.is_same_answer else "another answer"
-            lines.append(f"{case.picture}: {answer}, {bits}")
+            form = f"{case.form}, " if case.form else ""
+            lines.append(f"{form}{case.picture}: {answer}, {bits}")
+        lines += [f"{form}: not run here: {why}" for form, why in self.left_out.items()]
         verdict = "as where it was made" if self.is_same_machine else "within the tolerance for another machine"
         return "\n".join([*lines, *(self.reasons or (f"'{self.name}' answers here {verdict}.",))])
 
 
 def verify_bundle(path: str | os.PathLike[str]) -> Verification:
-    """Check every file's sha256, then replay every golden case.
+    """Check every file's sha256, then replay every golden case, of every form that this machine can run.
 
     Raises: BundleError: a file is not what the manifest says. MissingToolError: this machine cannot run the bundle.
     """
@@ -74,22 +82,48 @@ def verify_bundle(path: str | os.PathLike[str]) -> Verification:
     for entry in bundle.manifest.files:
         bundle.file(entry.path)
     bundle.check_requires()
-    pipeline = Pipeline.from_bundle(bundle)
-    golden = bundle.manifest.golden
-    cases = tuple(_replay(bundle, pipeline, case) for case in golden.cases)
-    is_same_machine = golden.made_on == golden_conditions(bundle.manifest.components)
-    reasons = [reason for case in cases for reason in _reasons(case, is_same_machine, golden.tolerance)]
-    if not cases:
-        reasons.append("The bundle holds no golden vectors, so nothing says what it should answer.")
+    found = [verify_form(bundle)]
+    left_out = {}
+    for form in bundle.manifest.forms[1:]:
+        try:
+            found.append(verify_form(bundle.in_form(form), name=form.name))
+        except MissingToolError as error:
+            left_out[form.name] = error.message
     return Verification(
         name=bundle.manifest.name,
         n_files=len(bundle.manifest.files),
         n_bytes=sum(entry.n_bytes for entry in bundle.manifest.files),
-        is_same_machine=is_same_machine,
-        tolerance=golden.tolerance,
-        cases=cases,
-        reasons=tuple(reasons),
+        is_same_machine=all(each.is_same_machine for each in found),
+        tolerance=max(each.tolerance for each in found),
+        cases=tuple(case for each in found for case in each.cases),
+        reasons=tuple(reason for each in found for reason in each.reasons),
+        left_out=left_out,
     )
+
+
+class FormCheck(Spec, frozen=True, kw_only=True):
+    """What replaying one form's golden cases gave."""
+
+    is_same_machine: bool
+    tolerance: float
+    cases: tuple[CaseCheck, ...]
+    reasons: tuple[str, ...]
+
+
+def verify_form(bundle: Bundle, *, name: str = "") -> FormCheck:
+    """Replay the golden cases of the form that ``bundle`` is in.
+
+    Raises: MissingToolError: this machine cannot run it.
+    """
+    bundle.check_requires()
+    pipeline = Pipeline.from_bundle(bundle)
+    golden = bundle.manifest.golden
+    cases = tuple(msgspec.structs.replace(_replay(bundle, pipeline, case), form=name) for case in golden.cases)
+    is_same_machine = golden.made_on == golden_conditions(bundle.manifest.components)
+    reasons = [reason for case in cases for reason in _reasons(case, is_same_machine, golden.tolerance)]
+    if not cases:
+        reasons.append("The bundle holds no golden vectors, so nothing says what it should answer.")
+    return FormCheck(is_same_machine=is_same_machine, tolerance=golden.tolerance, cases=cases, reasons=tuple(reasons))
 
 
 def golden_conditions(components: Iterable[Component]) -> dict[str, str]:

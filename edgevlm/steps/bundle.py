@@ -16,24 +16,25 @@ from edgevlm.job import Work, place
 from edgevlm.lowering import load_lowering
 from edgevlm.measure.spec import Comparison
 from edgevlm.plan import TEXT_ENCODER
-from edgevlm.runtime.backends import BACKENDS, load_backend
-from edgevlm.runtime.bundle import release
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import (
     SCHEMA_VERSION,
+    BundleForm,
     Component,
+    Golden,
     Latency,
     Manifest,
     Processing,
     Provenance,
-    Requires,
 )
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult, Variant
 from edgevlm.steps.confirm import Confirmation
 from edgevlm.steps.inputs import TOKENIZER, processing_files, processing_folder, processing_of
 from edgevlm.steps.judging import open_pipeline, scoring_of
+from edgevlm.steps.requires import requires_of
 from edgevlm.store import read_spec, write_spec
+from edgevlm.target import why_not_at_hand
 
 N_GOLDEN = 3
 _GOLDEN_SEED = 77  # of no picture that calibrates, selects or reports
@@ -45,12 +46,6 @@ _QUANTIZED_TOLERANCE = 0.03
 # A processor without bfloat16 computes in float32 instead: MobileNetV2's outputs then move by up to 6 %.
 _BF16_TOLERANCE = 0.1
 
-# The first ONNX Runtime that reads an ONNX IR version. Source: its docs/Versioning.md.
-_RUNTIME_OF_IR = {8: "1.10", 9: "1.15", 10: "1.18", 11: "1.21", 12: "1.23", 13: "1.24"}
-# The first that runs packed weights as they are written here: 8 bits, and tables of bytes. Found by opening them with
-# 1.20.1, 1.21.1, 1.22.1 and 1.23.2.
-_RUNTIME_OF_OP = {"MatMulNBits": "1.22", "GatherBlockQuantized": "1.23"}
-
 RUNTIME_PACKAGES = ("edgevlm", "onnxruntime", "numpy", "pillow", "tokenizers", "msgspec")
 """What every device has; it also needs the backends that the bundle's graphs are for."""
 TOOLS = ("edgevlm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "tokenizers")
@@ -60,27 +55,13 @@ def run(work: Work) -> None:
     """``manifest.json`` (without its list of files) and the files below ``files/``."""
     found = read_spec(work.inputs["search"] / "search.json", SearchResult)
     confirmed = read_spec(work.inputs["confirm"] / "confirmation.json", Confirmation)
+    model, search = work.job.model, work.inputs["search"]
     variants = found.variants_of(confirmed.winner)
-    components = tuple(_component(work, variant) for variant in variants)
-    for component, variant in zip(components, variants, strict=True):
-        for path, name in zip(component.files, variant.files, strict=True):
-            place(work.inputs["search"] / name, work.out / "files" / path)
+    first = _placed(work, found, confirmed.winner)
     for path, source in processing_files(work.job, work.inputs.get("fold")).items():
         place(source, work.out / "files" / path)
-    model = work.job.model
-    with processing_folder(work.job, work.inputs.get("fold")) as folder:
-        pipeline = open_pipeline(work, variants, work.inputs["search"], Path(folder))
-        golden, files = make_golden(
-            pipeline,
-            _golden_pictures(work),
-            components=components,
-            tolerance=max(_tolerance(variant.precision) for variant in variants),
-            labels=() if pipeline.labels else _golden_labels(work),
-        )
-    for path, data in files.items():
-        target = work.out / "files" / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+    forms = _forms(work, found, confirmed, first)
+    components, golden = first
     selection, reason = _selection(work, found, confirmed)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -96,7 +77,7 @@ def run(work: Work) -> None:
         scoring=scoring_of(work),
         accuracy=confirmed.accuracy,
         latency=latency(found, confirmed.winner),
-        requires=_requires(work, variants),
+        requires=requires_of(variants, search),
         provenance=Provenance(
             source=_public(work.step.params["asked"]),
             revision=model.source.revision,
@@ -107,20 +88,73 @@ def run(work: Work) -> None:
         ),
         golden=golden,
         files=(),
+        forms=forms,
     )
-    used = dict.fromkeys(variant.backend for variant in variants)
+    parts = (*components, *(part for form in forms for part in form.components))
+    used = dict.fromkeys(part.backend for part in parts)
     materials = bill_of_materials(manifest, runtime_packages=tool_versions(*RUNTIME_PACKAGES, *used))
     (work.out / "files" / "sbom.cdx.json").write_bytes(materials)
     write_spec(work.out / "manifest.json", manifest)
+
+
+Placed = tuple[tuple[Component, ...], Golden]
+
+
+def _placed(work: Work, found: SearchResult, name: str, *, form: str = "") -> Placed:
+    """A candidate's graphs and golden vectors among the bundle's files; those of a ``form`` in folders of its name."""
+    search, variants = work.inputs["search"], found.variants_of(name)
+    components = tuple(_component(work, variant, form) for variant in variants)
+    for component, variant in zip(components, variants, strict=True):
+        for path, file in zip(component.files, variant.files, strict=True):
+            place(search / file, work.out / "files" / path)
+    with processing_folder(work.job, work.inputs.get("fold")) as folder:
+        pipeline = open_pipeline(work, variants, search, Path(folder))
+        golden, files = make_golden(
+            pipeline,
+            _golden_pictures(work),
+            components=components,
+            tolerance=max(_tolerance(variant.precision) for variant in variants),
+            labels=() if pipeline.labels else _golden_labels(work),
+            form=form,
+        )
+    for path, data in files.items():
+        target = work.out / "files" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return components, golden
+
+
+def _forms(work: Work, found: SearchResult, confirmed: Confirmation, first: Placed) -> tuple[BundleForm, ...]:
+    """What the device chooses from, where nothing was timed."""
+    forms = []
+    for name, accuracy in confirmed.offered.items():
+        variants = found.variants_of(name)
+        components, golden = first if name == confirmed.winner else _placed(work, found, name, form=name)
+        forms.append(
+            BundleForm(
+                name=name,
+                components=components,
+                requires=requires_of(variants, work.inputs["search"]),
+                golden=golden,
+                accuracy=accuracy,
+                recipe=_recipe(variants),
+                judged_by=" and ".join(
+                    dict.fromkeys(f"{v.backend} {tool_versions(v.backend)[v.backend]}" for v in variants)
+                ),
+            )
+        )
+    return tuple(forms)
 
 
 def _tolerance(precision: str) -> float:
     return _BF16_TOLERANCE if "bf16" in precision else _TOLERANCES.get(precision, _QUANTIZED_TOLERANCE)
 
 
-def latency(found: SearchResult, winner: str) -> Latency:
-    """Of the whole candidate: all its graphs, one after another."""
+def latency(found: SearchResult, winner: str) -> Latency | None:
+    """Of the whole candidate: all its graphs, one after another; None where nothing was timed."""
     row = found.row(winner)
+    if not found.timings:
+        return None
     first: Comparison = found.comparisons[0]
     measured = [found.measurement(variant) for variant in found.variants_of(winner)]
     assert row.p50_ms is not None and row.p90_ms is not None and row.p99_ms is not None, "what wins was measured"
@@ -138,10 +172,11 @@ def latency(found: SearchResult, winner: str) -> Latency:
     )
 
 
-def _component(work: Work, variant: Variant) -> Component:
+def _component(work: Work, variant: Variant, form: str) -> Component:
     exported = read_spec(work.inputs[f"export:{variant.graph}"] / "exported.json", Exported)
     # Graphs are called so from their export on; weights beside them are found by their name, so they keep it.
-    files = tuple(f"components/{Path(file).name}" for file in variant.files)
+    folder = f"components/{form}" if form else "components"
+    files = tuple(f"{folder}/{Path(file).name}" for file in variant.files)
     return Component(
         name=variant.graph,
         backend=variant.backend,
@@ -156,7 +191,10 @@ def _component(work: Work, variant: Variant) -> Component:
 
 def _selection(
     work: Work, found: SearchResult, confirmed: Confirmation
-) -> tuple[Literal["measured", "float-fallback", "requested"], str]:
+) -> tuple[Literal["measured", "float-fallback", "unmeasured", "requested"], str]:
+    if not work.job.request.is_measured:
+        why = why_not_at_hand(work.job.target, describe_machine())
+        return "unmeasured", f"{work.job.target.name} is not at hand: {why}"
     rejected = "; ".join(f"{r.name} lost {r.drop:.2%} on the report split" for r in confirmed.rejected)
     after = f" ({rejected})" if rejected else ""
     is_free = work.job.request.precision == "auto" or (work.job.request.precision == FLOAT and work.job.ready_made)
@@ -189,37 +227,10 @@ def _processing(processing: Processing, *, has_text: bool) -> Processing:
     return msgspec.structs.replace(processing, text=msgspec.structs.replace(processing.text, tokenizer=TOKENIZER))
 
 
-def _requires(work: Work, variants: tuple[Variant, ...]) -> Requires:
-    graphs = {name: [work.inputs["search"] / v.file for v in variants if v.backend == name] for name in BACKENDS}
-    requires = _requires_of_onnx(graphs["onnxruntime"]) if graphs["onnxruntime"] else Requires()
-    others = {name: _release(name) for name, files in graphs.items() if files and name != "onnxruntime"}
-    return msgspec.structs.replace(requires, backends={**requires.backends, **others})
-
-
-def _requires_of_onnx(files: list[Path]) -> Requires:
-    import onnx
-
-    headers = [onnx.load(file, load_external_data=False) for file in files]
-    ir = max(header.ir_version for header in headers)
-    opset = max(each.version for header in headers for each in header.opset_import if each.domain in ("", "ai.onnx"))
-    ops = {node.op_type for header in headers for node in header.graph.node}
-    least = [_RUNTIME_OF_IR.get(ir) or tool_versions("onnxruntime")["onnxruntime"]]
-    least += [version for op, version in _RUNTIME_OF_OP.items() if op in ops]
-    return Requires(backends={"onnxruntime": max(least, key=release)}, onnx_ir=ir, opset=opset)
-
-
 def _tools_of(variants: tuple[Variant, ...]) -> tuple[str, ...]:
     """Distributions that made the graphs, beside those that every compile has."""
     used = dict.fromkeys(tool for variant in variants for tool in load_lowering(variant.backend).tools)
     return tuple(tool for tool in used if tool not in TOOLS)
-
-
-def _release(backend: str) -> str:
-    """The year and number of the release that made a graph: what an older one reads of it nobody says.
-
-    Source: OpenVINO's releases are 2026.4, 2026.4.1, ...; a third number only mends.
-    """
-    return ".".join((load_backend(backend).version() or "").split(".")[:2])
 
 
 def _recipe(variants: tuple[Variant, ...]) -> dict[str, Any]:

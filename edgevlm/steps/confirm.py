@@ -23,12 +23,17 @@ class Rejected(Spec, frozen=True, kw_only=True):
 
 
 class Confirmation(Spec, frozen=True, kw_only=True):
-    """Which candidate ships, with its accuracy on the report split and those of the others that were tried there."""
+    """Which candidate ships, with its accuracy on the report split and those of the others that were tried there.
+
+    Args:
+        offered: where nothing was timed, every form that ships, float first.
+    """
 
     winner: str
     accuracy: Accuracy
     drop: Drop
     rejected: tuple[Rejected, ...]
+    offered: dict[str, Accuracy] = {}
 
 
 def run(work: Work) -> None:
@@ -38,18 +43,32 @@ def run(work: Work) -> None:
     """
     folder = work.inputs["search"]
     found = read_spec(folder / "search.json", SearchResult)
+    with Judge(work, work.job.splits.report, found.variants_of(FLOAT), folder) as judge:
+        confirm = _first_within if work.step.params["is_measured"] else _all_within
+        write_spec(work.out / "confirmation.json", confirm(work, found, judge))
+
+
+def _all_within(work: Work, found: SearchResult, judge: Judge) -> Confirmation:
+    """Every form keeps to the budget here too; what each of them loses is claimed, and nothing is chosen by it."""
+    drops = {name: judge.drop(found.variants_of(name)) for name in found.contenders}
+    within = {name: drop for name, drop in drops.items() if name == FLOAT or drop.value <= work.step.params["max_drop"]}
+    return Confirmation(
+        winner=FLOAT,
+        accuracy=drops[FLOAT].to_accuracy(),
+        drop=drops[FLOAT],
+        rejected=tuple(Rejected(name=name, drop=drop.value) for name, drop in drops.items() if name not in within),
+        offered={name: drop.to_accuracy() for name, drop in within.items()},
+    )
+
+
+def _first_within(work: Work, found: SearchResult, judge: Judge) -> Confirmation:
     max_drop = work.step.params["max_drop"]
     rejected: list[Rejected] = []
-    with Judge(work, work.job.splits.report, found.variants_of(FLOAT), folder) as judge:
-        for name in _to_try(found):
-            drop = judge.drop(found.variants_of(name))
-            if name == FLOAT or drop.value <= max_drop:
-                write_spec(
-                    work.out / "confirmation.json",
-                    Confirmation(winner=name, accuracy=drop.to_accuracy(), drop=drop, rejected=tuple(rejected)),
-                )
-                return
-            rejected.append(Rejected(name=name, drop=drop.value))
+    for name in _to_try(found):
+        drop = judge.drop(found.variants_of(name))
+        if name == FLOAT or drop.value <= max_drop:
+            return Confirmation(winner=name, accuracy=drop.to_accuracy(), drop=drop, rejected=tuple(rejected))
+        rejected.append(Rejected(name=name, drop=drop.value))
     misses = ", ".join(f"{each.name} drops {each.drop:.2%}" for each in rejected)
     raise GateError(
         f"On the report split every candidate loses more than the {max_drop:.2%} that is allowed: {misses}.",

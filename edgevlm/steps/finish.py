@@ -14,7 +14,8 @@ from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.explanation import Explanation
 from edgevlm.plan import TEXT_ENCODER, Budgets
 from edgevlm.report import write_report
-from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Report, StepRow
+from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Report, ShippedForm, StepRow
+from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Manifest
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult
@@ -44,7 +45,7 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         latency=manifest.latency,
         size_bytes=winner.size_bytes or 0,
         float_size_bytes=reference.size_bytes or 0,
-        candidates=tuple(_told(row, confirmed) for row in found.rows),
+        candidates=tuple(_told(row, confirmed) for row in found.rows) if job.request.is_measured else found.rows,
         proofs=tuple(exported.proof for exported in _exports(folders)),
         data=DataUse(
             source=job.data.source,
@@ -63,12 +64,50 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         screenings=found.screenings,
         sensitivities=found.sensitivities,
         pareto=found.pareto,
-        explanation=read_spec(folders["explain"] / "explanation.json", Explanation),
+        explanation=_explanation(folders),
+        forms=shipped_forms(job, manifest, {each.name: each for each in found.rows}),
     )
+
+
+def shipped_forms(job: Job, manifest: Manifest, rows: Mapping[str, CandidateRow]) -> tuple[ShippedForm, ...]:
+    """What is known of each form that the device chooses from, and what is not."""
+    here, target = describe_machine(), job.target
+    forms = []
+    for form in manifest.forms:
+        verified = (
+            f"Accuracy and golden vectors: {form.judged_by} on this machine ({here.name}, {here.arch}).",
+            f"Runs on {', '.join(f'{name} {least}' for name, least in form.requires.backends.items())} or newer"
+            + (f", ONNX IR {form.requires.onnx_ir}, opset {form.requires.opset}." if form.requires.opset else "."),
+        )
+        unproven = [f"How fast it is on {target.name}: nothing was timed."]
+        if target.arch != here.arch:
+            unproven.append(f"That {target.arch}'s own kernels answer alike: `edgevlm verify` there says so.")
+        forms.append(
+            ShippedForm(
+                name=form.name,
+                precision=rows[form.name].precision,
+                backend=rows[form.name].backend,
+                status="ready to tune",
+                size_bytes=rows[form.name].size_bytes or 0,
+                accuracy=form.accuracy,
+                verified=verified,
+                unproven=tuple(unproven),
+            )
+        )
+    return tuple(forms)
+
+
+def _explanation(folders: Mapping[str, Path]) -> Explanation | None:
+    return read_spec(folders["explain"] / "explanation.json", Explanation) if "explain" in folders else None
 
 
 def verdict(manifest: Manifest, winner: CandidateRow, confirmed: Confirmation) -> str:
     """One or two sentences: what was chosen, and why."""
+    if manifest.forms:
+        return (
+            f"{len(manifest.forms)} forms ship, float first; none was timed: {manifest.selection_reason}. "
+            "`edgevlm tune BUNDLE` there verifies and times them, and writes the chosen bundle."
+        )
     if winner.name == FLOAT:
         return f"The float model ships: {manifest.selection_reason}."
     accuracy = confirmed.accuracy

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edgevlm.errors import EdgeVLMError, ModelError
+from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.evaluation import Drop
 from edgevlm.job import Work
 from edgevlm.lowering.ready_made import READY_MADE
@@ -19,7 +19,7 @@ from edgevlm.search.spec import Candidate, SearchResult, Variant
 from edgevlm.search.trials import Known, candidates_of, combined_ratio, measurements_of, members_of
 from edgevlm.steps.graph_search import Clock, GraphSearch
 from edgevlm.steps.judging import Judge
-from edgevlm.steps.variants import GraphForms, check_keep_float
+from edgevlm.steps.variants import GraphForms, check_keep_float, made_baseline
 from edgevlm.store import read_spec, write_spec
 
 N = TypeVar("N", int, float)
@@ -28,7 +28,7 @@ N = TypeVar("N", int, float)
 def run(work: Work) -> None:
     """``search.json`` and the variants' graphs."""
     forms = [GraphForms(work, graph) for graph in work.step.params["graphs"]]
-    baselines = tuple(_made_baseline(each) for each in forms)
+    baselines = tuple(made_baseline(each) for each in forms)
     with Judge(work, work.job.splits.select, baselines, work.out) as judge:
         searches = _search_graphs(work, forms, baselines, judge)
         known = {search.graph: search.known for search in searches}
@@ -59,13 +59,6 @@ def run(work: Work) -> None:
 def is_kept(folder: Path) -> bool:
     """A search is stored only where its last measurements are valid: the next compile measures again."""
     return read_spec(folder / "search.json", SearchResult).is_valid
-
-
-def _made_baseline(forms: GraphForms) -> Variant:
-    variant = forms.make(forms.baseline)
-    if variant.failure is not None:
-        raise ModelError(variant.failure, hint="Check that the first of --backends runs the float graph.")
-    return variant
 
 
 def _search_graphs(

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgevlm.errors import EdgeVLMError, MissingToolError, StoreError, UsageError, did_you_mean
+from edgevlm.errors import EdgeVLMError, MissingToolError, ModelError, StoreError, UsageError, did_you_mean
 from edgevlm.export import Exported
 from edgevlm.extras import tool_versions
 from edgevlm.job import Job, Work, place
@@ -192,6 +192,14 @@ class GraphForms:
 
     def _failed(self, name: str, precision: str, backend: str, error: EdgeVLMError) -> Variant:
         return Variant(graph=self.graph, name=name, precision=precision, backend=backend, failure=error.message)
+
+
+def made_baseline(forms: GraphForms) -> Variant:
+    """Raises: ModelError: the first backend does not take the graph."""
+    variant = forms.make(forms.baseline)
+    if variant.failure is not None:
+        raise ModelError(variant.failure, hint="Check that the first of --backends runs the float graph.")
+    return variant
 
 
 def check_keep_float(work: Work, graphs: Sequence[GraphForms]) -> None:

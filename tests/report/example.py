@@ -11,7 +11,7 @@ from edgevlm.measure.operators import OperatorRow, Profile, with_shares
 from edgevlm.measure.peak import Peak, Rate
 from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Ratio
 from edgevlm.measure.work import Work
-from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Proof, Report, StepRow
+from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Proof, Report, ShippedForm, StepRow
 from edgevlm.runtime.machine import Machine
 from edgevlm.runtime.spec import Accuracy, Latency
 
@@ -271,8 +271,22 @@ def failures_report() -> Report:
 
 
 def unmeasured_report() -> Report:
-    """For a board that is not at hand: variants, nothing timed, nothing judged."""
+    """For a board that is not at hand: several forms, nothing timed."""
     report = example_report()
+    assert report.accuracy is not None
+    forms = tuple(
+        ShippedForm(
+            name=row.name,
+            precision=row.precision,
+            backend=row.backend,
+            status="ready to tune",
+            size_bytes=row.size_bytes or 0,
+            accuracy=report.accuracy,
+            verified=("Accuracy and golden vectors: onnxruntime 1.32.0 on this machine (Board, x86-64).",),
+            unproven=("How fast it is on raspberry-pi-5: nothing was timed.",),
+        )
+        for row in report.candidates[:3]
+    )
     return msgspec.structs.replace(
         report,
         target="raspberry-pi-5",
@@ -285,6 +299,7 @@ def unmeasured_report() -> Report:
         comparisons=(),
         warnings=(),
         budgets={},
+        forms=forms,
         size_bytes=report.float_size_bytes,
         licence=None,
         candidates=tuple(
