@@ -153,13 +153,13 @@ def blocks(kind: int = TensorProto.INT4, *, n: int = 32, block: int = 16, zero: 
     return model(nodes, constants, x=(2, n), opset=21)
 
 
-def activation(zero: Any = None, *, scale: Any = np.float32(0.1), opset: int = 17, **attributes: Any) -> Any:
+def activation(zero: Any = None, *, scale: Any = 0.1, opset: int = 17, **attributes: Any) -> Any:
     """An activation that is quantized and dequantized, and no more."""
     names = ["x", "s"] if zero is None else ["x", "s", "z"]
     first, second = quantized(names, "y", **attributes)
     if "output_dtype" in attributes:
         second = helper.make_node("DequantizeLinear", ["q_out", *names[1:]], ["y"], name="dq")
-    constants = [constant("s", scale), *([] if zero is None else [constant("z", zero)])]
+    constants = [constant("s", np.float32(scale)), *([] if zero is None else [constant("z", zero)])]
     return model([first, second], constants, opset=opset)
 
 
