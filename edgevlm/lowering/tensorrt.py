@@ -27,6 +27,10 @@ from edgevlm.quantization.schemes import CONV, LINEAR, Calibration, Scheme
 from edgevlm.runtime.spec import SessionOptions
 from edgevlm.target import Target
 
+AS_WRITTEN = SessionOptions(entries={"session.disable_quant_qdq": "1"})
+"""How ONNX Runtime computes these forms as they are written. Left to itself it makes biases of int8 layers 32-bit
+integers, and where the rest is float16 their scales overflow: MobileNetV2 then gives nothing but noise."""
+
 # What TensorRT's own tools (ModelOpt) take for weights of 4 bits.
 _BLOCK_SIZE = 128
 # Q/DQ pairs around float16 need scales in float16.

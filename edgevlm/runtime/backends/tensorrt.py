@@ -100,8 +100,7 @@ class TensorRtSession:
             if not self._context.set_input_shape(name, value.shape):
                 raise ModelError(f"TensorRT could not run the graph: {self._log.words()}.")
             self._set_address(name, value, to_device=True)
-        if missing := self._context.infer_shapes():
-            raise ModelError(f"TensorRT could not run the graph: it does not know the sizes of {', '.join(missing)}.")
+        self._infer_shapes()
         answers = {spec.name: np.empty(self._shape_of(spec), spec.dtype) for spec in self.outputs}
         for name, value in answers.items():
             self._set_address(name, value, to_device=False)
@@ -130,6 +129,14 @@ class TensorRtSession:
                     f"and the engine was built for {wanted}.",
                     hint="Build an engine with a wider range of sizes.",
                 )
+
+    def _infer_shapes(self) -> None:
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise ModelError(f"TensorRT could not run the graph: {' '.join(str(error).split())}.") from error
+        if missing:
+            raise ModelError(f"TensorRT could not run the graph: it does not know the sizes of {', '.join(missing)}.")
 
     def _set_address(self, name: str, value: Array, *, to_device: bool) -> None:
         address = int(value.ctypes.data)

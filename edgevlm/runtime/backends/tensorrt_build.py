@@ -66,15 +66,16 @@ def serialize_engine(
             f"{'; '.join(error.describe() for error in errors[:_MAX_ERRORS]) or log.words()}.",
             hint="Lower the graph anew by edgevlm for this target, or use another backend.",
         )
-    config = _config(trt, builder, settings, timing_cache)
+    config = _config(trt, builder, settings)
+    cache = _timing_cache(config, timing_cache) if timing_cache else None
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ModelError(
             f"{title} {trt.__version__} cannot build '{graph.name}': {log.words()}.",
             hint="Give every free dimension a range of sizes, or use another backend.",
         )
-    if timing_cache:
-        _replace(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    if timing_cache and cache:
+        _replace(timing_cache, bytes(memoryview(cache.serialize())))
     card = EngineCard(
         version=str(trt.__version__),
         compute_capabilities=built_for,
@@ -135,7 +136,7 @@ def _parsed(trt: Any, builder: Any, log: Any, graph: Path) -> tuple[Any, _Parsed
     return network, _Parsed(parser, bool(parser.parse_from_file(str(graph))))
 
 
-def _config(trt: Any, builder: Any, settings: BuildSettings, timing_cache: Path | None) -> Any:
+def _config(trt: Any, builder: Any, settings: BuildSettings) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.builder_optimization_level = settings.optimization_level
@@ -150,10 +151,16 @@ def _config(trt: Any, builder: Any, settings: BuildSettings, timing_cache: Path 
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{wanted.replace('.', '')}"), index)
     if settings.shapes:
         _add_profile(builder, config, settings.shapes)
-    if timing_cache:
-        blob = timing_cache.read_bytes() if timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(blob), ignore_mismatch=False)
     return config
+
+
+def _timing_cache(config: Any, file: Path) -> Any:
+    """What earlier builds found out about kernels; whoever builds must hold it. One of another GPU is started anew."""
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
 
 
 def _add_profile(builder: Any, config: Any, shapes: dict[str, ShapeRange]) -> None:
