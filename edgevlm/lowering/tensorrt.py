@@ -56,7 +56,8 @@ class TensorRtRecipe(Recipe, frozen=True, kw_only=True):
             words |= self.scheme.describe()
         if self.block_size:
             words |= {"method": "weight-only", "weights": f"4 bits in blocks of {self.block_size}, symmetric"}
-        return words | {"the rest in": "float16" if self.is_half else "float32"} | super().describe()
+        rest = "the rest in" if words else "computes in"
+        return words | {rest: "float16" if self.is_half else "float32"} | super().describe()
 
 
 class TensorRtLowering:
