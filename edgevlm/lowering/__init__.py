@@ -18,6 +18,8 @@ from edgevlm.target import Target
 LOWERINGS: dict[str, str] = {
     "onnxruntime": "edgevlm.lowering.onnxruntime:OnnxRuntimeLowering",
     "openvino": "edgevlm.lowering.openvino:OpenVinoLowering",
+    "tensorrt": "edgevlm.lowering.tensorrt:TensorRtLowering",
+    "tensorrt-rtx": "edgevlm.lowering.tensorrt:TensorRtRtxLowering",
 }
 
 

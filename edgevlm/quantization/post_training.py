@@ -23,6 +23,8 @@ _INT8_KERNELS = (
     "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger",
 )  # fmt: skip
 _METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+# ONNX Runtime's words for a ``Scheme`` that ``is_symmetric``; biases would become 32-bit integers.
+_SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 _FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
@@ -163,6 +165,7 @@ def quantize(
                     extra_options={
                         "OpTypesToExcludeOutputQuantization": list(scheme.float_output_op_types),
                         "TensorQuantOverrides": dict(overrides or {}),
+                        **(_SYMMETRIC if scheme.is_symmetric else {}),
                     },
                     **shared,
                 )

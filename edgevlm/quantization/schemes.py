@@ -41,6 +41,7 @@ class Scheme(Spec, frozen=True, kw_only=True):
         reduce_range: 7-bit weights, for x86 without VNNI, whose 16-bit sums saturate.
         embedding_bits: of an embedding's table; null where the graph has none. Costs no time, and is most of the size
             of a text tower.
+        is_symmetric: no zero points, and biases stay float: all that TensorRT takes.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Scheme(Spec, frozen=True, kw_only=True):
     float_output_op_types: tuple[str, ...] = ()
     reduce_range: bool = False
     embedding_bits: Literal[4, 8] | None = None
+    is_symmetric: bool = False
 
     @property
     def precision(self) -> str:
@@ -65,7 +67,7 @@ class Scheme(Spec, frozen=True, kw_only=True):
         """The scheme in words, for a report."""
         return {
             "method": self.method,
-            "activations": self.activation,
+            "activations": self.activation + (", symmetric" if self.is_symmetric else ""),
             "weights": f"{self.weight}, {'per channel' if self.per_channel else 'per tensor'}"
             + (", 7 bits" if self.reduce_range else ""),
             "calibration": self.calibration or "none",

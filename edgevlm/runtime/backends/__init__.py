@@ -16,6 +16,8 @@ from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
 BACKENDS: dict[str, str] = {
     "onnxruntime": "edgevlm.runtime.backends.onnxruntime:OnnxRuntime",
     "openvino": "edgevlm.runtime.backends.openvino:OpenVino",
+    "tensorrt": "edgevlm.runtime.backends.tensorrt:TensorRt",
+    "tensorrt-rtx": "edgevlm.runtime.backends.tensorrt:TensorRtRtx",
 }
 
 

@@ -1,0 +1,238 @@
+"""A TensorRT engine as data: how it is built, what it was built from, and where it runs.
+
+An engine belongs to one version of TensorRT, one kind of GPU, one graph and one set of settings; its *card* lies beside
+it and says which. TensorRT's flags for the command line: docs.nvidia.com/deeplearning/tensorrt, "Command-Line Programs"
+and "Migrating trtexec Usage from TensorRT 10.x to 11.x".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+
+from edgevlm.errors import BundleError
+from edgevlm.runtime.spec import Spec, TensorSpec, from_json, to_json
+
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
+Sizes = tuple[Annotated[int, msgspec.Meta(ge=1)], ...]
+
+# What trtexec calls them. Source: its help, TensorRT 10.6 and 11.
+_TRTEXEC_COMPATIBILITY: dict[HardwareCompatibility, str] = {
+    "none": "none", "ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"
+}  # fmt: skip
+
+
+class ShapeRange(Spec, frozen=True, kw_only=True):
+    """The sizes of an input that an engine takes, and those that it is tuned for; all three have the same rank."""
+
+    min: Sizes
+    opt: Sizes
+    max: Sizes
+
+    def __post_init__(self) -> None:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError(f"min, opt and max have {len(self.min)}, {len(self.opt)} and {len(self.max)} sizes")
+        if any(not low <= best <= high for low, best, high in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError(f"sizes must not fall from min to opt to max: {self.min}, {self.opt}, {self.max}")
+
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Whether an input of ``shape`` can be run."""
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+    def describe(self) -> str:
+        """In words: ``1×3×224×224 to 8×3×224×224``."""
+        low, high = "×".join(map(str, self.min)), "×".join(map(str, self.max))
+        return low if low == high else f"{low} to {high}"
+
+
+class BuildSettings(Spec, frozen=True, kw_only=True):
+    """How an engine is built. What it computes in stands in the graph: networks are strongly typed.
+
+    Args:
+        shapes: of every input with free dimensions, by name: one optimization profile.
+        workspace_bytes: memory that a layer may use beside its inputs and outputs; 0 is all there is.
+        optimization_level: how long TensorRT looks for faster kernels, 0 to 5; 3 is its default.
+        compute_capabilities: GPUs to build for, such as ``8.6``, without having one (TensorRT for RTX alone); empty is
+            the GPU at hand.
+        hardware_compatibility: other GPUs that may run the engine, at some loss of speed.
+    """
+
+    backend: EngineBackend
+    shapes: dict[str, ShapeRange] = {}
+    workspace_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
+    compute_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d$")], ...] = ()
+    hardware_compatibility: HardwareCompatibility = "none"
+
+
+class EngineCard(Spec, frozen=True, kw_only=True):
+    """What an engine was built with, from and for; ``<engine>.json`` beside it.
+
+    Args:
+        version: of the backend's library; no other opens the engine.
+        compute_capabilities: GPUs that it was built for.
+        graph_sha256: of the ONNX graph and the weights beside it.
+        inputs, outputs: as the graph has them; a free dimension is a name.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    schema_version: int = VERSION
+    version: str
+    compute_capabilities: tuple[str, ...]
+    graph_sha256: str
+    settings: BuildSettings
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def key(self) -> str:
+        """The same for engines that can stand for each other."""
+        parts = (self.version, self.compute_capabilities, self.graph_sha256, self.settings)
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+    def refusal(self, backend: str, version: str, compute_capability: str | None = None) -> str | None:
+        """Why the engine does not run by that library on that GPU, as the rest of "The engine was …"; null if it does.
+
+        Args:    compute_capability: null leaves the GPU out.
+        """
+        if self.settings.backend != backend:
+            return f"built for {self.settings.backend}, and this is {backend}"
+        if self.version != version:
+            return f"built by {backend} {self.version}, and this is {version}: engines open in their own version alone"
+        if compute_capability is None or compute_capability in self.compute_capabilities:
+            return None
+        if self.settings.hardware_compatibility == "ampere+" and _as_numbers(compute_capability) >= (8, 0):
+            return None
+        return (
+            f"built for GPUs of compute capability {', '.join(self.compute_capabilities)}, "
+            f"and this one has {compute_capability}"
+        )
+
+
+def card_file(engine: Path) -> Path:
+    """Where an engine's card lies."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def write_card(engine: Path, card: EngineCard) -> Path:
+    file = card_file(engine)
+    file.write_bytes(to_json(card))
+    return file
+
+
+def read_card(engine: Path) -> EngineCard:
+    """The card of an engine.
+
+    Raises: BundleError: there is none, or it cannot be read.
+    """
+    file = card_file(engine)
+    try:
+        card = from_json(file.read_bytes(), EngineCard)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"The engine '{engine.name}' has no '{file.name}' beside it that says what it was built for.",
+            hint="Build the engine anew from its ONNX graph.",
+        ) from error
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BundleError(
+            f"The engine's card '{file.name}' cannot be read: {error}.", hint="Build the engine anew from its graph."
+        ) from error
+    if card.schema_version != EngineCard.VERSION:
+        raise BundleError(
+            f"The engine's card '{file.name}' is of version {card.schema_version}; this edgevlm reads version "
+            f"{EngineCard.VERSION}.",
+            hint="Build the engine anew from its graph.",
+        )
+    return card
+
+
+def graph_digest(graph: Path) -> str:
+    """sha256 of an ONNX graph's file and of the weights beside it, where they lie apart."""
+    whole = hashlib.sha256()
+    for path in (graph, graph.with_name(f"{graph.name}.data")):
+        if path.is_file():
+            with path.open("rb") as opened:
+                whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def trtexec_command(graph: str, engine: str, settings: BuildSettings, *, major: Literal[10, 11]) -> tuple[str, ...]:
+    """What builds ``engine`` from ``graph`` by ``trtexec``, which comes with TensorRT, as arguments.
+
+    Strong typing has to be asked for in 10.x; in 11.x there is no other, and no flag is needed.
+
+    Example:
+        >>> trtexec_command("m.onnx", "m.engine", BuildSettings(backend="tensorrt"), major=11)[:3]
+        ('trtexec', '--onnx=m.onnx', '--saveEngine=m.engine')
+    """
+    typed = ("--stronglyTyped",) if major == 10 else ()
+    return ("trtexec", f"--onnx={graph}", f"--saveEngine={engine}", *typed, *_trtexec_flags(settings))
+
+
+def trtexec_line(graph: str, engine: str, settings: BuildSettings, *, major: Literal[10, 11]) -> str:
+    """``trtexec_command`` as a line for a shell."""
+    return shlex.join(trtexec_command(graph, engine, settings, major=major))
+
+
+def build_script(graph: str, engine: str, settings: BuildSettings) -> str:
+    """A script for a shell that builds the engine with whichever TensorRT a device has."""
+    flags = " \\\n  ".join(map(shlex.quote, _trtexec_flags(settings)))
+    return _SCRIPT.format(
+        graph=shlex.quote(f"--onnx={graph}"), engine=shlex.quote(f"--saveEngine={engine}"), rest=flags
+    )
+
+
+_SCRIPT = """\
+#!/bin/sh
+# Builds the engine on the device that will run it: an engine opens on the kind of GPU and in the version of TensorRT
+# that built it, and nowhere else.
+set -eu
+cd "$(dirname "$0")"
+trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)  # where JetPack and the Debian packages put it
+if [ ! -x "$trtexec" ]; then
+  echo "trtexec is not here: install TensorRT" >&2
+  exit 3
+fi
+# The graph says what each layer computes in. TensorRT 10 must be told to keep to it; 11 does anyway.
+typed=
+if "$trtexec" --help | grep -q -e --stronglyTyped; then typed=--stronglyTyped; fi
+exec "$trtexec" {graph} {engine} $typed \\
+  {rest}
+"""
+
+
+def _trtexec_flags(settings: BuildSettings) -> tuple[str, ...]:
+    flags = ["--skipInference", "--profilingVerbosity=detailed"]
+    flags.append(f"--builderOptimizationLevel={settings.optimization_level}")
+    if settings.workspace_bytes:
+        flags.append(f"--memPoolSize=workspace:{math.ceil(settings.workspace_bytes / 2**20)}M")
+    if settings.hardware_compatibility != "none":
+        flags.append(f"--hardwareCompatibilityLevel={_TRTEXEC_COMPATIBILITY[settings.hardware_compatibility]}")
+    if settings.shapes:
+        for bound in ("min", "opt", "max"):
+            flags.append(f"--{bound}Shapes={_trtexec_shapes(settings.shapes, bound)}")
+    return tuple(flags)
+
+
+def _trtexec_shapes(shapes: Mapping[str, ShapeRange], bound: str) -> str:
+    # A name with a colon in it would end there; trtexec takes it in quotes.
+    names = {name: name if re.fullmatch(r"[\w./]+", name) else f"'{name}'" for name in shapes}
+    return ",".join(f"{names[name]}:{'x'.join(map(str, getattr(shapes[name], bound)))}" for name in shapes)
+
+
+def _as_numbers(compute_capability: str) -> tuple[int, ...]:
+    return tuple(map(int, compute_capability.split(".")))
