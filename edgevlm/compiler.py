@@ -10,7 +10,7 @@ import importlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ from edgevlm.plan import PRECISIONS, Budgets, DataDigests, Precision, Request, S
 from edgevlm.progress import Note, Progress, StepFinished, StepStarted, silent
 from edgevlm.quantization.calibration import load_recipe
 from edgevlm.report.spec import Report, StepRow
+from edgevlm.runtime.engine import ShapeRange
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Manifest, Spec
 from edgevlm.steps.finish import assemble_report, bundle_files
 from edgevlm.steps.variants import file_digest
 from edgevlm.store import Entry, Store, cache_root, code_digest, read_spec, storing, write_spec
-from edgevlm.target import load_target, pick_backends, why_not_at_hand
+from edgevlm.target import is_gpu, load_target, pick_backends, why_not_at_hand
 
 # Pictures that the built-in set gives where no data was passed; a fifth of them may calibrate.
 _N_SHAPES = 1000
@@ -121,6 +122,7 @@ def prepare(
     search_minutes: float = 4.0,
     keep_float: Sequence[str] = (),
     quantized: str | os.PathLike[str] | None = None,
+    shapes: Mapping[str, ShapeRange] | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     output: str | os.PathLike[str] | None = None,
@@ -142,6 +144,7 @@ def prepare(
         keep_float: patterns such as ``*attention*`` of the nodes that stay in float.
         quantized: a folder of ready-made graphs, ``<graph>.onnx`` each, that compete as candidates; with the
             precision ``fp32`` they and float are all that competes.
+        shapes: the sizes that TensorRT's engines are built for, by input, where they are free.
         output: a folder, or a file ending in ``.evlm``; ``MODEL-TARGET`` where left out.
         check_output: refuse an output that may not be written now, not after the work.
         protocol: how candidates are timed; the default suits models of 1 to 100 ms.
@@ -158,6 +161,8 @@ def prepare(
             hint="Leave it out here, and pass it to `edgevlm tune` on the device.",
         )
     found_backends = pick_backends(hardware, tuple(backends))
+    # Float comes first, and as something that runs on any machine.
+    found_backends = tuple(sorted(found_backends, key=is_gpu)) if elsewhere else found_backends
     recipe = load_recipe(calibration)
     found = read_model(
         model,
@@ -190,6 +195,7 @@ def prepare(
         keep_float=tuple(keep_float),
         ready_made={name: file_digest(file) for name, file in ready_made.items()},
         is_measured=not elsewhere,
+        shapes=_checked_shapes(found, batch, shapes or {}),
     )
     splits = _read_splits(found, folded, calibration_data, eval_data, recipe.n_samples, recipe.seed)
     data = _digests(splits)
@@ -299,6 +305,23 @@ def _load(place: str) -> Callable[..., Any]:
 
 
 # --- reading ----------------------------------------------------------------------------------------------
+
+
+def _checked_shapes(model: Model, batch: int | None, shapes: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
+    """Raises: UsageError: a range is for no input of the model, or does not suit it."""
+    inputs = {spec.name: spec.shape for graph in model.graphs for spec in graph.inputs}
+    for name, asked in shapes.items():
+        if name not in inputs:
+            raise UsageError(f"No input of the model is called '{name}'.", hint=did_you_mean(name, inputs))
+        shape = tuple(batch if size == "batch" and batch is not None else size for size in inputs[name])
+        fixed = {i: size for i, size in enumerate(shape) if isinstance(size, int)}
+        if len(asked.min) != len(shape) or any(not asked.min[i] == asked.max[i] == n for i, n in fixed.items()):
+            words = "×".join(map(str, shape))
+            raise UsageError(
+                f"'{name}' is {words}, and cannot be {asked.describe()}.",
+                hint="Only what has a name can vary; --batch free frees the batch.",
+            )
+    return dict(shapes)
 
 
 def _own_labels(model: Model) -> tuple[str, ...]:

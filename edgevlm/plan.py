@@ -9,6 +9,7 @@ import msgspec
 from edgevlm.measure.spec import Protocol
 from edgevlm.model import Model
 from edgevlm.quantization.calibration import CalibrationRecipe
+from edgevlm.runtime.engine import ShapeRange
 from edgevlm.runtime.spec import Spec
 from edgevlm.target import Target
 
@@ -46,6 +47,7 @@ class Request(Spec, frozen=True, kw_only=True):
         keep_float: patterns of nodes that stay in float.
         ready_made: digests of graphs that compete as they are.
         is_measured: the target is at hand, so that candidates are timed against each other.
+        shapes: sizes that an engine is built for, by input.
     """
 
     budgets: Budgets = Budgets()
@@ -61,6 +63,7 @@ class Request(Spec, frozen=True, kw_only=True):
     keep_float: tuple[str, ...] = ()
     ready_made: dict[str, str] = {}
     is_measured: bool = True
+    shapes: dict[str, ShapeRange] = {}
 
 
 class DataDigests(Spec, frozen=True, kw_only=True):
@@ -129,6 +132,8 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
             "licence": model.source.licence,
             "asked": model.source.asked,
             "revision": model.source.revision,
+            **({"shapes": msgspec.to_builtins(request.shapes)} if request.shapes else {}),
+            **({"compute_capability": target.compute_capability} if target.compute_capability else {}),
         },
         needs=("confirm", "search", *search.needs),
     )

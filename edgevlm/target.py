@@ -193,9 +193,11 @@ def pick_backends(target: Target, asked: tuple[str, ...]) -> tuple[str, ...]:
             raise UsageError(
                 f"Target '{target.name}' does not run {name}.", hint=f"Use one of: {', '.join(target.backends)}."
             )
-        if backend.version() is None:
+        if backend.version() is None and not is_gpu(name):
             raise MissingToolError(f"The backend '{name}' is not installed.", hint=f"Run: {install_command(name)}")
-    found = asked or tuple(name for name in target.backends if load_backend(name).version() is not None)
+    # What runs on a GPU is made without its library.
+    usable = (name for name in target.backends if is_gpu(name) or load_backend(name).version() is not None)
+    found = asked or tuple(usable)
     if not found:
         raise MissingToolError(
             f"None of the backends of target '{target.name}' is installed: {', '.join(target.backends)}.",

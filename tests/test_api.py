@@ -44,8 +44,9 @@ def test_what_a_compile_may_be_asked_is_the_same_on_both_sides():
     of_python = set(inspect.signature(edgevlm.prepare).parameters)
     of_shell = {parameter.name for parameter in command_of("compile").params}
     only_shell = {"targets", "destination", "dry_run", "quiet", "verbose", "is_json", "no_color", "debug"}
+    only_shell |= {"min_shapes", "opt_shapes", "max_shapes"}
     assert of_shell - of_python == only_shell
-    assert of_python - of_shell == {"target", "output", "check_output", "protocol"}
+    assert of_python - of_shell == {"target", "shapes", "output", "check_output", "protocol"}
 
 
 def test_defaults_are_the_same_on_both_sides():

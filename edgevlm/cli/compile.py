@@ -62,6 +62,11 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--keep-float", callback=_names, help="Patterns of nodes that stay in float, such as '*attn*'.")
 @click.option("--quantized", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Ready-made graphs, GRAPH.onnx each, that compete as candidates.")  # fmt: skip
+@click.option(
+    "--min-shapes", metavar="SIZES", help="Smallest sizes of TensorRT's engines, such as pixel_values:1x3x224x224."
+)
+@click.option("--opt-shapes", metavar="SIZES", help="The sizes that they are tuned for.")
+@click.option("--max-shapes", metavar="SIZES", help="The largest sizes.")
 @click.option("--allow-pickle", is_flag=True, help="Take weights from a pickle (it can run code).")
 @click.option("--trust-remote-code", is_flag=True, help="Run the code that a checkpoint brings along.")
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path),
@@ -90,6 +95,9 @@ def compile_command(
     search_minutes: float,
     keep_float: tuple[str, ...],
     quantized: Path | None,
+    min_shapes: str | None,
+    opt_shapes: str | None,
+    max_shapes: str | None,
     allow_pickle: bool,
     trust_remote_code: bool,
     destination: Path | None,
@@ -103,6 +111,7 @@ def compile_command(
     What comes out is a bundle: measured against the float model on this machine, verified, and whole.
     """
     from edgevlm.compiler import compile_job, prepare
+    from edgevlm.runtime.engine import ranges_from_text
 
     asked: dict[str, Any] = {
         "task": task,
@@ -123,6 +132,7 @@ def compile_command(
         "search_minutes": search_minutes,
         "keep_float": keep_float,
         "quantized": quantized,
+        "shapes": ranges_from_text(min_shapes, opt_shapes, max_shapes),
         "allow_pickle": allow_pickle,
         "trust_remote_code": trust_remote_code,
         "overwrite": overwrite,

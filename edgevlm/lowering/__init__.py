@@ -79,6 +79,10 @@ class Lowering(Protocol):
 
     tools: ClassVar[tuple[str, ...]]
     """Distributions whose versions decide what comes out."""
+    judged_by: ClassVar[str]
+    """The backend that answers here as a form does: its own, or one that reads what cannot be run here."""
+    judged_with: ClassVar[SessionOptions]
+    """What that backend is told besides, so that it computes what is written."""
 
     def prepare(self, graph: Path, out: Path) -> Path:
         """Write into the folder ``out`` what every recipe starts from; the result is the main file there.

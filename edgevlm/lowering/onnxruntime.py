@@ -41,6 +41,8 @@ class OnnxRuntimeRecipe(Recipe, frozen=True, kw_only=True):
 
 class OnnxRuntimeLowering:
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
+    judged_by: ClassVar[str] = "onnxruntime"
+    judged_with: ClassVar[SessionOptions] = SessionOptions()
 
     def prepare(self, graph: Path, out: Path) -> Path:
         return prepare(graph, out / graph.name)

@@ -110,6 +110,8 @@ class OpenVinoRecipe(Recipe, frozen=True, kw_only=True):
 
 class OpenVinoLowering:
     tools: ClassVar[tuple[str, ...]] = ("openvino", "nncf", "numpy")
+    judged_by: ClassVar[str] = "openvino"
+    judged_with: ClassVar[SessionOptions] = SessionOptions()
 
     def prepare(self, graph: Path, out: Path) -> Path:
         """OpenVINO's own format, weights in float32, shapes and names as they were exported.

@@ -64,6 +64,8 @@ class TensorRtLowering:
     """Nothing of TensorRT is needed here; ``prefix`` sets apart the forms of two backends that take the same graphs."""
 
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
+    judged_by: ClassVar[str] = "onnxruntime"
+    judged_with: ClassVar[SessionOptions] = AS_WRITTEN
     prefix: ClassVar[str] = "tensorrt"
 
     def prepare(self, graph: Path, out: Path) -> Path:

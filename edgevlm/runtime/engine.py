@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from edgevlm.errors import BundleError
+from edgevlm.errors import BundleError, UsageError
 from edgevlm.runtime.spec import Spec, TensorSpec, from_json, to_json
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
@@ -53,6 +53,40 @@ class ShapeRange(Spec, frozen=True, kw_only=True):
         """In words: ``1×3×224×224 to 8×3×224×224``."""
         low, high = "×".join(map(str, self.min)), "×".join(map(str, self.max))
         return low if low == high else f"{low} to {high}"
+
+
+def ranges_from_text(least: str | None, best: str | None, most: str | None) -> dict[str, ShapeRange]:
+    """Ranges as trtexec takes them, ``name:1x3x224x224,other:1x77`` three times; what is left out is as its neighbour.
+
+    Raises: UsageError: that is no list of sizes, or the three do not fit together.
+
+    Example:
+        >>> ranges_from_text(None, "x:1x3", "x:8x3")["x"].min
+        (1, 3)
+    """
+    given = [_sizes_from_text(text) if text else None for text in (least, best, most)]
+    known = [each for each in given if each is not None]
+    if not known:
+        return {}
+    low = given[0] or given[1] or known[0]
+    high = given[2] or given[1] or known[-1]
+    middle = given[1] or low
+    if not low.keys() == middle.keys() == high.keys():
+        raise UsageError("--min-shapes, --opt-shapes and --max-shapes name different inputs.", hint="Name the same.")
+    try:
+        return {name: ShapeRange(min=low[name], opt=middle[name], max=high[name]) for name in low}
+    except ValueError as error:
+        raise UsageError(f"These shapes do not fit together: {error}.", hint="Give min ≤ opt ≤ max.") from error
+
+
+def _sizes_from_text(text: str) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for part in text.split(","):
+        name, _, sizes = part.strip().rpartition(":")
+        if not name or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+            raise UsageError(f"'{part.strip()}' is no name with sizes.", hint="Such as pixel_values:1x3x224x224.")
+        found[name] = tuple(map(int, sizes.split("x")))
+    return found
 
 
 class BuildSettings(Spec, frozen=True, kw_only=True):

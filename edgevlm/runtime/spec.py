@@ -333,7 +333,9 @@ class BundleForm(Spec, frozen=True, kw_only=True):
 
     Args:
         name: ``fp32``, or what the form was made by.
+        status: ``needs device build`` where the file is a graph that an engine has to be built from on the device.
         accuracy: judged where the bundle was made, by the backend ``judged_by``.
+        build: how that engine is built, or was, as ``edgevlm.runtime.engine.BuildSettings``.
     """
 
     name: str
@@ -342,6 +344,8 @@ class BundleForm(Spec, frozen=True, kw_only=True):
     golden: Golden
     accuracy: Accuracy
     judged_by: str
+    status: Literal["ready", "needs device build"] = "ready"
+    build: dict[str, Any] = {}
     recipe: dict[str, Any]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +27,17 @@ from edgevlm.runtime.spec import (
     Manifest,
     Processing,
     Provenance,
+    SessionOptions,
 )
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult, Variant
 from edgevlm.steps.confirm import Confirmation
+from edgevlm.steps.engines import EngineFiles, as_data, engine_files
 from edgevlm.steps.inputs import TOKENIZER, processing_files, processing_folder, processing_of
 from edgevlm.steps.judging import open_pipeline, scoring_of
 from edgevlm.steps.requires import requires_of
 from edgevlm.store import read_spec, write_spec
-from edgevlm.target import why_not_at_hand
+from edgevlm.target import is_gpu, why_not_at_hand
 
 N_GOLDEN = 3
 _GOLDEN_SEED = 77  # of no picture that calibrates, selects or reports
@@ -45,6 +48,9 @@ _TOLERANCES = {FLOAT: 1e-4}
 _QUANTIZED_TOLERANCE = 0.03
 # A processor without bfloat16 computes in float32 instead: MobileNetV2's outputs then move by up to 6 %.
 _BF16_TOLERANCE = 0.1
+
+# TensorFloat-32 has 10 bits of fraction, and TensorRT fuses what ONNX Runtime rounds in between.
+_GPU_TOLERANCE = 0.05
 
 RUNTIME_PACKAGES = ("edgevlm", "onnxruntime", "numpy", "pillow", "tokenizers", "msgspec")
 """What every device has; it also needs the backends that the bundle's graphs are for."""
@@ -61,7 +67,7 @@ def run(work: Work) -> None:
     for path, source in processing_files(work.job, work.inputs.get("fold")).items():
         place(source, work.out / "files" / path)
     forms = _forms(work, found, confirmed, first)
-    components, golden = first
+    components, golden = first.components, first.golden
     selection, reason = _selection(work, found, confirmed)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -77,7 +83,7 @@ def run(work: Work) -> None:
         scoring=scoring_of(work),
         accuracy=confirmed.accuracy,
         latency=latency(found, confirmed.winner),
-        requires=requires_of(variants, search),
+        requires=requires_of(variants, search, work.job.target.runtimes),
         provenance=Provenance(
             source=_public(work.step.params["asked"]),
             revision=model.source.revision,
@@ -97,31 +103,55 @@ def run(work: Work) -> None:
     write_spec(work.out / "manifest.json", manifest)
 
 
-Placed = tuple[tuple[Component, ...], Golden]
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A form among the bundle's files.
+
+    Args:
+        engine: of a form that TensorRT runs; where it has several graphs, the last one's.
+    """
+
+    components: tuple[Component, ...]
+    golden: Golden
+    engine: EngineFiles | None = None
 
 
 def _placed(work: Work, found: SearchResult, name: str, *, form: str = "") -> Placed:
     """A candidate's graphs and golden vectors among the bundle's files; those of a ``form`` in folders of its name."""
     search, variants = work.inputs["search"], found.variants_of(name)
-    components = tuple(_component(work, variant, form) for variant in variants)
-    for component, variant in zip(components, variants, strict=True):
-        for path, file in zip(component.files, variant.files, strict=True):
-            place(search / file, work.out / "files" / path)
-    with processing_folder(work.job, work.inputs.get("fold")) as folder:
-        pipeline = open_pipeline(work, variants, search, Path(folder))
+    folder = f"components/{form}" if form else "components"
+    components, engine = [], None
+    for variant in variants:
+        # Graphs are called so from their export on; weights beside them are found by their name, so they keep it.
+        sources: dict[str, Path | bytes] = {Path(file).name: search / file for file in variant.files}
+        if is_gpu(variant.backend):
+            engine = engine_files(work, variant)
+            sources = dict(engine.files)
+        paths = {f"{folder}/{file}": source for file, source in sources.items()}
+        components.append(_component(work, variant, tuple(paths)))
+        for path, source in paths.items():
+            _put(work.out / "files" / path, source)
+    with processing_folder(work.job, work.inputs.get("fold")) as files_of_processing:
+        pipeline = open_pipeline(work, variants, search, Path(files_of_processing))
         golden, files = make_golden(
             pipeline,
             _golden_pictures(work),
-            components=components,
-            tolerance=max(_tolerance(variant.precision) for variant in variants),
+            components=tuple(components),
+            tolerance=max(_tolerance(variant) for variant in variants),
             labels=() if pipeline.labels else _golden_labels(work),
             form=form,
         )
     for path, data in files.items():
-        target = work.out / "files" / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    return components, golden
+        _put(work.out / "files" / path, data)
+    return Placed(components=tuple(components), golden=golden, engine=engine)
+
+
+def _put(target: Path, source: Path | bytes) -> None:
+    if isinstance(source, Path):
+        place(source, target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source)
 
 
 def _forms(work: Work, found: SearchResult, confirmed: Confirmation, first: Placed) -> tuple[BundleForm, ...]:
@@ -129,25 +159,28 @@ def _forms(work: Work, found: SearchResult, confirmed: Confirmation, first: Plac
     forms = []
     for name, accuracy in confirmed.offered.items():
         variants = found.variants_of(name)
-        components, golden = first if name == confirmed.winner else _placed(work, found, name, form=name)
+        placed = first if name == confirmed.winner else _placed(work, found, name, form=name)
+        judges = dict.fromkeys(load_lowering(variant.backend).judged_by for variant in variants)
         forms.append(
             BundleForm(
                 name=name,
-                components=components,
-                requires=requires_of(variants, work.inputs["search"]),
-                golden=golden,
+                components=placed.components,
+                requires=requires_of(variants, work.inputs["search"], work.job.target.runtimes),
+                golden=placed.golden,
                 accuracy=accuracy,
                 recipe=_recipe(variants),
-                judged_by=" and ".join(
-                    dict.fromkeys(f"{v.backend} {tool_versions(v.backend)[v.backend]}" for v in variants)
-                ),
+                judged_by=" and ".join(f"{judge} {tool_versions(judge)[judge]}" for judge in judges),
+                status=placed.engine.status if placed.engine else "ready",
+                build=as_data(placed.engine.settings) if placed.engine else {},
             )
         )
     return tuple(forms)
 
 
-def _tolerance(precision: str) -> float:
-    return _BF16_TOLERANCE if "bf16" in precision else _TOLERANCES.get(precision, _QUANTIZED_TOLERANCE)
+def _tolerance(variant: Variant) -> float:
+    if is_gpu(variant.backend):
+        return _GPU_TOLERANCE
+    return _BF16_TOLERANCE if "bf16" in variant.precision else _TOLERANCES.get(variant.precision, _QUANTIZED_TOLERANCE)
 
 
 def latency(found: SearchResult, winner: str) -> Latency | None:
@@ -172,11 +205,8 @@ def latency(found: SearchResult, winner: str) -> Latency | None:
     )
 
 
-def _component(work: Work, variant: Variant, form: str) -> Component:
+def _component(work: Work, variant: Variant, files: tuple[str, ...]) -> Component:
     exported = read_spec(work.inputs[f"export:{variant.graph}"] / "exported.json", Exported)
-    # Graphs are called so from their export on; weights beside them are found by their name, so they keep it.
-    folder = f"components/{form}" if form else "components"
-    files = tuple(f"{folder}/{Path(file).name}" for file in variant.files)
     return Component(
         name=variant.graph,
         backend=variant.backend,
@@ -185,7 +215,7 @@ def _component(work: Work, variant: Variant, form: str) -> Component:
         inputs=exported.inputs,
         outputs=exported.outputs,
         precision=variant.precision,
-        session=variant.session,
+        session=SessionOptions() if is_gpu(variant.backend) else variant.session,
     )
 
 

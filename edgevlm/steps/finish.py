@@ -15,8 +15,9 @@ from edgevlm.measure.explanation import Explanation
 from edgevlm.plan import TEXT_ENCODER, Budgets
 from edgevlm.report import write_report
 from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Report, ShippedForm, StepRow
+from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.machine import describe_machine
-from edgevlm.runtime.spec import Manifest
+from edgevlm.runtime.spec import BundleForm, Manifest
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult
 from edgevlm.steps.confirm import Confirmation
@@ -74,20 +75,25 @@ def shipped_forms(job: Job, manifest: Manifest, rows: Mapping[str, CandidateRow]
     here, target = describe_machine(), job.target
     forms = []
     for form in manifest.forms:
-        verified = (
+        verified: tuple[str, ...] = (
             f"Accuracy and golden vectors: {form.judged_by} on this machine ({here.name}, {here.arch}).",
             f"Runs on {', '.join(f'{name} {least}' for name, least in form.requires.backends.items())} or newer"
             + (f", ONNX IR {form.requires.onnx_ir}, opset {form.requires.opset}." if form.requires.opset else "."),
         )
         unproven = [f"How fast it is on {target.name}: nothing was timed."]
-        if target.arch != here.arch:
+        if form.build:
+            verified = (*verified[:1], "No pattern that TensorRT rejects or gets wrong stands in its graph.")
+            unproven.append(f"What a GPU of compute capability {target.compute_capability} answers.")
+        if form.build and form.status == "ready":
+            verified = (*verified, _built(form))
+        if target.arch != here.arch and not form.build:
             unproven.append(f"That {target.arch}'s own kernels answer alike: `edgevlm verify` there says so.")
         forms.append(
             ShippedForm(
                 name=form.name,
                 precision=rows[form.name].precision,
                 backend=rows[form.name].backend,
-                status="ready to tune",
+                status="ready to tune" if form.status == "ready" else form.status,
                 size_bytes=rows[form.name].size_bytes or 0,
                 accuracy=form.accuracy,
                 verified=verified,
@@ -99,6 +105,12 @@ def shipped_forms(job: Job, manifest: Manifest, rows: Mapping[str, CandidateRow]
 
 def _explanation(folders: Mapping[str, Path]) -> Explanation | None:
     return read_spec(folders["explain"] / "explanation.json", Explanation) if "explain" in folders else None
+
+
+def _built(form: BundleForm) -> str:
+    backend, capabilities = form.components[0].backend, ", ".join(form.build["compute_capabilities"])
+    version = load_backend(backend).version()
+    return f"Its engine was built by {backend} {version} for compute capability {capabilities}; it was never run."
 
 
 def verdict(manifest: Manifest, winner: CandidateRow, confirmed: Confirmation) -> str:

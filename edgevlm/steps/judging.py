@@ -13,9 +13,10 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.evaluation.evaluation import Drop, Evaluation, compare_evaluations, evaluate
 from edgevlm.extras import tool_versions
 from edgevlm.job import Work
+from edgevlm.lowering import load_lowering
 from edgevlm.lowering.onnxruntime import NO_SPINNING
 from edgevlm.progress import StepProgress
-from edgevlm.runtime.backends import BACKENDS, load_backend
+from edgevlm.runtime.backends import BACKENDS, Session, load_backend
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Scoring, SessionOptions
@@ -30,11 +31,19 @@ def open_pipeline(work: Work, variants: tuple[Variant, ...], search: Path, proce
     return Pipeline.from_parts(
         task=work.job.model.task,
         processing=processing_of(work),
-        sessions={v.graph: load_backend(v.backend).open(search / v.file, v.session) for v in variants},
+        sessions={v.graph: _open(v, search) for v in variants},
         labels=work.job.request.labels or work.job.model.labels,
         scoring=scoring_of(work),
         folder=processing,
     )
+
+
+def _open(variant: Variant, search: Path) -> Session:
+    """By its own backend, or by the one that stands for it here."""
+    lowering = load_lowering(variant.backend)
+    entries = {**variant.session.entries, **lowering.judged_with.entries}
+    session = msgspec.structs.replace(variant.session, entries=entries)
+    return load_backend(lowering.judged_by).open(search / variant.file, session)
 
 
 def scoring_of(work: Work) -> Scoring | None:

@@ -24,7 +24,7 @@ from edgevlm.steps.judging import Judge
 from edgevlm.steps.requires import requires_of
 from edgevlm.steps.variants import Form, GraphForms, check_keep_float, made_baseline
 from edgevlm.store import write_spec
-from edgevlm.target import IR_OF_OPSET
+from edgevlm.target import IR_OF_OPSET, is_gpu
 
 MAX_FORMS = 6
 """Each is the whole model once more in the bundle, and some seconds of tuning on the device."""
@@ -72,7 +72,10 @@ Variants = Mapping[str, Mapping[str, Variant]]
 
 def _made(work: Work, forms: GraphForms, baseline: Variant) -> dict[str, Variant]:
     made = {FLOAT: _fitting(work, baseline)}
+    has_gpu = any(is_gpu(backend) for backend in work.step.params["backends"])
     for form in forms.forms()[1:]:
+        if has_gpu and not is_gpu(form.backend):
+            continue  # a GPU is what the hardware was bought for; float on its processor is enough to compare with
         variant = _fitting(work, forms.make(form)) if isinstance(form, Form) else form
         made[variant.name] = variant
     return made
@@ -83,9 +86,9 @@ def _fitting(work: Work, variant: Variant) -> Variant:
     if variant.backend == "onnxruntime" and variant.failure is None and work.step.params["onnx_ir"]:
         _limit_ir(work.out / variant.file, work.step.params["onnx_ir"])
     at_hand: Mapping[str, str] = work.step.params["runtimes"]
-    if variant.failure is not None or variant.backend not in at_hand:
+    if variant.failure is not None or variant.backend not in at_hand or is_gpu(variant.backend):
         return variant
-    least = requires_of((variant,), work.out).backends[variant.backend]
+    least = requires_of((variant,), work.out, {}).backends[variant.backend]
     if release(least) <= release(at_hand[variant.backend]):
         return variant
     failure = f"It needs {variant.backend} {least}, and the target has {at_hand[variant.backend]}."
@@ -163,8 +166,7 @@ def _kept(
 
 def _kind(name: str) -> str:
     """What is left of a form's name without its calibration: the same operators in the same precision."""
-    head, _, tail = name.rpartition("-")
-    return head if tail in CALIBRATIONS else name
+    return "-".join(word for word in name.split("-") if word not in CALIBRATIONS)
 
 
 def _missed(work: Work, candidate: Candidate, variants: Variants, drops: Mapping[str, Drop]) -> tuple[str, ...]:

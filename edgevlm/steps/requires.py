@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,11 +20,16 @@ _RUNTIME_OF_IR = {8: "1.10", 9: "1.15", 10: "1.18", 11: "1.21", 12: "1.23", 13: 
 _RUNTIME_OF_OP = {"MatMulNBits": "1.22", "GatherBlockQuantized": "1.23"}
 
 
-def requires_of(variants: tuple[Variant, ...], folder: Path) -> Requires:
-    """The least that runs the variants, whose graphs lie in ``folder``."""
+def requires_of(variants: tuple[Variant, ...], folder: Path, at_hand: Mapping[str, str]) -> Requires:
+    """The least that runs the variants, whose graphs lie in ``folder``.
+
+    Args:    at_hand: the target's own versions, of backends that need not be installed here.
+    """
     graphs = {name: [folder / v.file for v in variants if v.backend == name] for name in BACKENDS}
     requires = _requires_of_onnx(graphs["onnxruntime"]) if graphs["onnxruntime"] else Requires()
-    others = {name: _release(name) for name, files in graphs.items() if files and name != "onnxruntime"}
+    others = {
+        name: at_hand.get(name) or _release(name) for name, files in graphs.items() if files and name != "onnxruntime"
+    }
     return msgspec.structs.replace(requires, backends={**requires.backends, **others})
 
 
