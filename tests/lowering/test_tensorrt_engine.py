@@ -297,6 +297,7 @@ _CLIP = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
     "image_size": 32, "patch_size": 8, "projection_dim": 16,
 }  # fmt: skip
+_OF_CLIP = ("fp16", "int8-minmax", "int4-weights-fp16")  # each takes half a minute and more
 LARGE: dict[str, dict[str, Any]] = {
     "MobileNetV2ForImageClassification": {"depth_multiplier": 1.0, "min_depth": 8},
     "MobileViTForImageClassification": _MOBILEVIT,
@@ -331,6 +332,8 @@ def test_real_architectures_build(architecture: str, tmp_path: Path):
     prepared = lowering.prepare(exported, tmp_path / "prepared")
     data = Drawn(tuple({name: value[i : i + 1] for name, value in samples.items()} for i in range(4)))
     for recipe in lowering.recipes(prepared, target=TARGET, calibration=CALIBRATION):
+        if architecture == "CLIPModel" and recipe.name.removeprefix("tensorrt-rtx-") not in _OF_CLIP:
+            continue
         out = tmp_path / recipe.name
         out.mkdir()
         lowered = lowering.lower(exported, prepared, recipe, data, out)
