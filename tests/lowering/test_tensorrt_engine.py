@@ -29,7 +29,7 @@ from edgevlm.quantization.schemes import Calibration
 from edgevlm.runtime.backends import tensorrt, tensorrt_build
 from edgevlm.runtime.engine import EngineCard, graph_digest, read_card
 from edgevlm.runtime.spec import Array, TensorSpec, from_json
-from tests.families.checkpoints import write_checkpoint
+from tests.families.checkpoints import CHECKPOINTS, Tiny, write_checkpoint
 from tests.families.samples import samples_of
 from tests.lowering.tensorrt_graphs import BAD, contrib, save
 from tests.lowering.test_tensorrt import CALIBRATION, NAMES, TARGET, Graph, lower, prepared_graph, recipes
@@ -344,3 +344,31 @@ def test_real_architectures_build(architecture: str, tmp_path: Path):
             assert (out / "model.engine").stat().st_size < 0.35 * exported.stat().st_size
         for file in out.iterdir():
             file.unlink()
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("tiny", CHECKPOINTS, ids=str)
+def test_what_the_lint_lets_pass_tensorrt_takes(tiny: Tiny, tmp_path: Path):
+    """Of every architecture; what is refused here is refused with the node, and not by TensorRT later."""
+    model = read_model(str(write_checkpoint(tiny.architecture, tmp_path / "checkpoint")))
+    lowering = TensorRtRtxLowering()
+    for component in model.graphs:
+        samples = samples_of(model, component)
+        exported = tmp_path / export_graph(model, component.name, batch=1, out=tmp_path, samples=samples).file
+        (tmp_path / f"{component.name}-prepared").mkdir()
+        prepared = lowering.prepare(exported, tmp_path / f"{component.name}-prepared")
+        n = len(next(iter(samples.values())))
+        data = Drawn(tuple({name: value[i : i + 1] for name, value in samples.items()} for i in range(n)))
+        for recipe in lowering.recipes(prepared, target=TARGET, calibration=CALIBRATION):
+            out = tmp_path / f"{component.name}-{recipe.name}"
+            out.mkdir()
+            if tiny.architecture in _REFUSED:
+                with pytest.raises(ModelError, match=_REFUSED[tiny.architecture]):
+                    lowering.lower(exported, prepared, recipe, data, out)
+                continue
+            lowered = lowering.lower(exported, prepared, recipe, data, out)
+            assert parser_errors(out / lowered.files[0], "tensorrt-rtx") == ()
+
+
+_REFUSED = dict.fromkeys(("MobileViTV2ForImageClassification", "MobileViTV2Model"), r"node 'node_col2im' \(Col2Im\)")
