@@ -21,15 +21,22 @@ from edgevlm.runtime.engine import ShapeRange
 from edgevlm.runtime.spec import Array, Spec
 
 Kind = Literal[
-    "q-operator", "dynamic-quantization", "contrib-operator", "int16", "uint4", "zero-point", "uint8-weights",
-    "uint8-activations", "int32-bias", "scale", "uneven-blocks", "weight-axis", "per-channel-activations",
-    "shape-range",
+    "q-operator", "dynamic-quantization", "contrib-operator", "unsupported-operator", "int16", "uint4", "zero-point",
+    "uint8-weights", "uint8-activations", "int32-bias", "scale", "uneven-blocks", "single-block", "weight-axis",
+    "per-channel-activations", "shape-range",
 ]  # fmt: skip
 Effect = Literal["rejected", "wrong"]
 
 _Q_OPERATORS = ("ConvInteger", "MatMulInteger")
 # Contrib operators that TensorRT reads as the ONNX operators of the same name, which they are.
 _READABLE_CONTRIB = frozenset({"DequantizeLinear", "Gelu", "QuantizeLinear"})
+# ONNX's own that its parser does not have: each was tried. Those that full TensorRT may read by a plugin (DeformConv,
+# DFT) are left to the parser.
+_UNSUPPORTED = frozenset({
+    "AffineGrid", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CenterCropPad",
+    "Col2Im", "Compress", "Det", "MaxRoiPool", "MaxUnpool", "Multinomial", "SequenceConstruct", "SplitToSequence",
+    "Unique",
+})  # fmt: skip
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -255,6 +262,15 @@ def contrib_operators(facts: _Facts) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def unsupported_operators(facts: _Facts) -> Iterator[Finding]:
+    for node in facts.nodes:
+        if node.domain in _STANDARD_DOMAINS and node.op_type in _UNSUPPORTED:
+            yield _found(
+                "unsupported-operator", node, "is an operator that TensorRT does not have.",
+                "Export the model without it, or use another backend.",
+            )  # fmt: skip
+
+
 # --- types ------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +383,16 @@ def uneven_blocks(facts: _Facts) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def single_blocks(facts: _Facts) -> Iterator[Finding]:
+    for node in facts.linear():
+        scale = facts.input_value(node, 1)
+        if _attribute(node, "block_size", 0) and scale is not None and scale.size == 1:
+            yield _found(
+                "single-block", node, "has one block for a whole weight.",
+                "Take smaller blocks, or leave that layer in float.",
+            )  # fmt: skip
+
+
 def per_channel_activations(facts: _Facts) -> Iterator[Finding]:
     for node in facts.linear("QuantizeLinear"):
         scale = facts.input_value(node, 1)
@@ -473,6 +499,7 @@ RULES: tuple[Callable[[_Facts], Iterator[Finding]], ...] = (
     q_operators,
     dynamic_quantization,
     contrib_operators,
+    unsupported_operators,
     int16,
     uint4,
     zero_points,
@@ -481,6 +508,7 @@ RULES: tuple[Callable[[_Facts], Iterator[Finding]], ...] = (
     int32_bias,
     scales,
     uneven_blocks,
+    single_blocks,
     weight_axis,
     per_channel_activations,
     shape_ranges,

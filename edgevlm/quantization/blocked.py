@@ -158,7 +158,8 @@ def _nodes(graph: Any, block_size: int) -> list[Any]:
     weights = {
         tensor.name: tensor.dims
         for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
+        # One output is no work, and TensorRT takes no weight of a single block.
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2 and min(tensor.dims) > 1
     }
     return [
         node

@@ -133,9 +133,11 @@ def float_weights() -> Any:
     return model(nodes, [*constants, constant("wz", np.zeros(5, np.int8))], x=(1, 3, 8, 8))
 
 
-def blocks(kind: int = TensorProto.INT4, *, n: int = 32, block: int = 16, zero: int | None = None) -> Any:
+def blocks(
+    kind: int = TensorProto.INT4, *, n: int = 32, block: int = 16, zero: int | None = None, n_outputs: int = 8
+) -> Any:
     """A MatMul whose weights are in blocks along its inputs."""
-    shape = (-(-n // block), 8)
+    shape = (-(-n // block), n_outputs)
     nodes = [
         helper.make_node(
             "DequantizeLinear",
@@ -147,7 +149,7 @@ def blocks(kind: int = TensorProto.INT4, *, n: int = 32, block: int = 16, zero: 
         ),
         helper.make_node("MatMul", ["x", "wd"], ["y"], name="matmul"),
     ]
-    constants = [four_bits("w", kind, n, 8), constant("ws", np.full(shape, 0.02, np.float32))]
+    constants = [four_bits("w", kind, n, n_outputs), constant("ws", np.full(shape, 0.02, np.float32))]
     if zero is not None:
         constants.append(helper.make_tensor("wz", kind, shape, [zero] * (shape[0] * shape[1])))
     return model(nodes, constants, x=(2, n), opset=21)
@@ -242,6 +244,23 @@ def packed() -> Any:
     return model([node], constants)
 
 
+def fold() -> Any:
+    """What ``torch.nn.Fold`` becomes."""
+    node = helper.make_node("Col2Im", ["x", "size", "block"], ["y"], name="fold")
+    return model(
+        [node], [constant("size", np.int64([4, 4])), constant("block", np.int64([2, 2]))], x=(1, 12, 9), opset=18
+    )
+
+
+def bitwise() -> Any:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["xi"], to=TensorProto.INT32),
+        helper.make_node("BitwiseAnd", ["xi", "mask"], ["yi"], name="and"),
+        helper.make_node("Cast", ["yi"], ["y"], to=TensorProto.FLOAT),
+    ]
+    return model(nodes, [constant("mask", np.int32([1]))], opset=18)
+
+
 def loose_int16() -> Any:
     """An initializer of 16 bits that nothing reads."""
     return model([helper.make_node("Relu", ["x"], ["y"], name="relu")], [constant("loose", np.int16([1, 2]))])
@@ -268,6 +287,9 @@ BAD: dict[str, Case] = {
     "DynamicQuantizeLinear": Case(dynamic, "dynamic-quantization", "dynamic"),
     "FastGelu": Case(lambda: contrib("FastGelu"), "contrib-operator", "contrib"),
     "MatMulNBits": Case(packed, "contrib-operator", "packed"),
+    "Col2Im": Case(fold, "unsupported-operator", "fold"),
+    "BitwiseAnd": Case(bitwise, "unsupported-operator", "and"),
+    "one block for a whole weight": Case(lambda: blocks(n=16, n_outputs=1), "single-block", "wdq"),
     "activation of 16 bits": Case(lambda: activation(np.int16(0), opset=21), "int16", "q"),
     "16 bits that nothing reads": Case(loose_int16, "int16", "loose"),
     "unsigned int4": Case(lambda: blocks(TensorProto.UINT4), "uint4", "wdq"),
@@ -298,6 +320,7 @@ CLEAN: dict[str, Callable[[], Any]] = {
     "weights that are turned": lambda: transposed(axis=0),
     "weights still in float": float_weights,
     "int4 in blocks": blocks,
+    "int4 in one block for each output": lambda: blocks(n=16),
     "int4 with zero points of zero": lambda: blocks(zero=0),
     "activation": lambda: activation(S8),
     "signed activation asked for": lambda: activation(opset=21, output_dtype=TensorProto.INT8),

@@ -80,6 +80,12 @@ def test_layers_that_no_block_divides_stay_as_they_are(tmp_path: Path):
         quantize_blocks(prepared, 32, out=tmp_path / "out.onnx", keep_float=("matmul_1",))
 
 
+def test_a_layer_of_one_output_stays_as_it_is(tmp_path: Path):
+    b = Builder()
+    b.node("MatMul", "x", b.weight(32, 1), out="y")
+    assert blocked_names(b.save(tmp_path / "model.onnx", {"x": [2, 32]}, {"y": [2, 1]}), 32) == ()
+
+
 @pytest.mark.parametrize("size", [0, 8, 48])
 def test_block_sizes_are_powers_of_two(size, tmp_path: Path):
     prepared = save_transformer(tmp_path / "model.onnx")

@@ -1,7 +1,7 @@
 """TensorRT 10.x and 11.x, and TensorRT for RTX, on an NVIDIA GPU: what opens is an engine that was built for it.
 
 Their Python APIs agree in all that is used here. Memory on the GPU and the stream come from NVIDIA's own
-``cuda-python`` (its part ``cuda-bindings``, 8 MB): lighter than CuPy or PyTorch, and what TensorRT's samples use.
+``cuda-bindings`` (8 MB, a part of cuda-python): lighter than CuPy or PyTorch, and what TensorRT's samples use.
 
 Sources: docs.nvidia.com/deeplearning/tensorrt and .../tensorrt-rtx, Python API (Runtime, ICudaEngine,
 IExecutionContext); NVIDIA/TensorRT, samples/python/common_runtime.py.
@@ -160,7 +160,7 @@ class TensorRtSession:
 class Cuda:
     """The few calls of the CUDA runtime that a session needs; each raises where CUDA reports an error.
 
-    Raises: MissingToolError: cuda-python is not installed.
+    Raises: MissingToolError: cuda-bindings is not installed.
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """cuda-python returns a tuple: the error first, then what was asked for."""
+        """Each returns a tuple: the error first, then what was asked for."""
         error, *values = getattr(self._runtime, name)(*arguments)
         if int(error) != 0:
             words = self._runtime.cudaGetErrorString(error)[1]
@@ -297,12 +297,12 @@ def dtype_name(kind: Any) -> str:
 
 
 def _import_cuda() -> Any:
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second until cuda-python 12.8
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second in cuda-python before 12.8
         with contextlib.suppress(ImportError):
             return importlib.import_module(name)
     raise MissingToolError(
-        "The Python package cuda-python, which lends memory on the GPU, is not installed.",
-        hint="Run: pip install cuda-python, in the major version of the CUDA that nvidia-smi names.",
+        "cuda-bindings, which lends memory on the GPU, is not installed.",
+        hint="Run: pip install cuda-bindings, in the major version of the CUDA that nvidia-smi names.",
     )
 
 

@@ -230,10 +230,10 @@ def test_a_library_that_is_not_installed_has_no_version(backend, monkeypatch, tm
     assert install_command(backend).removeprefix("pip install ") in caught.value.hint
 
 
-def test_without_cuda_python_there_is_no_device(monkeypatch):
+def test_without_cuda_bindings_there_is_no_device(monkeypatch):
     for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert "cuda-python" in (TensorRt().missing_device() or "")
+    assert "cuda-bindings" in (TensorRt().missing_device() or "")
 
 
 def test_a_driver_that_is_missing_is_named(cuda: FakeCuda):
@@ -268,7 +268,7 @@ def test_the_stand_in_has_no_call_that_tensorrt_has_not():
 
 
 def test_the_stand_in_has_no_call_that_cuda_has_not():
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
     assert {name for name in public(FakeCuda) if name.startswith("cuda")} <= set(dir(runtime))
     assert {member.name for member in FakeCuda.cudaMemcpyKind} <= set(runtime.cudaMemcpyKind.__members__)
     assert {member.name for member in FakeCuda.cudaDeviceAttr} <= set(runtime.cudaDeviceAttr.__members__)
