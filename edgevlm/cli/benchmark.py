@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, device_option, output_options
 
 if TYPE_CHECKING:
     from edgevlm.measure.bundles import BundleBenchmark
@@ -19,15 +19,28 @@ if TYPE_CHECKING:
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for all; as compiled where left out.")
 @click.option("--rounds", type=click.IntRange(min=6), help="Turns that each takes at most; 40 where left out.")
+@device_option
 @output_options
-def benchmark_command(bundles: tuple[Path, ...], threads: int | None, rounds: int | None, output: Output) -> None:
-    """Time bundles here, in turns, each in a process of its own; ratios are to the first.
+def benchmark_command(
+    bundles: tuple[Path, ...], threads: int | None, rounds: int | None, device: str | None, output: Output
+) -> None:
+    """Time bundles here or on a device, in turns, each in a process of its own; ratios are to the first.
 
     \b
     Examples:
       edgevlm benchmark mobilenet-cpu/
       edgevlm benchmark float/ int8/ --threads 1 --json
+      edgevlm benchmark float/ int8/ --device ssh://user@host
     """
+    if device is not None:
+        from edgevlm.devices import open_device
+        from edgevlm.devices.verbs import benchmark_on
+
+        with output.progress() as progress, open_device(device, progress=progress) as opened:
+            there = benchmark_on(opened, bundles, n_threads=threads, n_rounds=rounds)
+            where = opened.name
+        output.value(there, lambda: f"{benchmark_text(there)}, reached as {where}")
+        return
     from edgevlm.measure.bundles import benchmark_bundles
     from edgevlm.measure.protocol import ALL_STAY, with_rounds
 
