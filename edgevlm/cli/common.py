@@ -84,14 +84,9 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def device_option(command: F) -> F:
     """``--device``: the verb gets an address, or None for this machine."""
-    return cast(
-        F,
-        click.option(
-            "--device",
-            metavar="ADDRESS",
-            help="Do it there: ssh://user@host, with edgevlm's libraries installed; here where left out.",
-        )(command),
-    )
+    return click.option(
+        "--device", metavar="ADDRESS", help="Do it there, such as on ssh://user@host; here where left out."
+    )(command)
 
 
 def labels_option(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:

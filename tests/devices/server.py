@@ -57,6 +57,9 @@ class Server:
         """What a push or a run left behind."""
         return [path for path in self.cache.rglob(".*") if path.name.startswith((".run-", ".partial"))]
 
+    def connections(self) -> int:
+        return len(_children(self.process.pid))
+
     def drop_connections(self) -> None:
         """Kill the processes that serve a connection, as a lost network would, but at once."""
         for pid in _children(self.process.pid):
