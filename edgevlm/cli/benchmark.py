@@ -12,6 +12,7 @@ from edgevlm.cli.common import Output, device_option, output_options
 
 if TYPE_CHECKING:
     from edgevlm.measure.bundles import BundleBenchmark
+    from edgevlm.measure.conditions import Conditions
     from edgevlm.measure.spec import Comparison, Measurement
 
 
@@ -63,15 +64,31 @@ def _table(found: BundleBenchmark, what: str) -> str:
 
     comparison, batch = found.comparisons[what], found.batches.get(what, 1)
     title = what if batch == 1 else f"{what}, {batch} in a run"
+    has_energy = any(each.energy_j() is not None for each in comparison.measurements)
     rows = []
     for each in comparison.measurements:
         ratio = comparison.ratio(each.subject)
         percentiles = [ms(each.percentile_ms(q)) if each.turns_ms else MISSING for q in (50, 90, 99)]
         versus = MISSING if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-        rows.append((each.subject, *percentiles, ms(each.load_ms), size(each.memory_bytes), versus))
-    header = (title, "p50 ms", "p90 ms", "p99 ms", "load ms", "memory", "÷ first [95 %]")
+        energy = [_mj(each.energy_j())] if has_energy else []
+        rows.append((each.subject, *percentiles, ms(each.load_ms), size(each.memory_bytes), *energy, versus))
+    energy = ["mJ a run"] if has_energy else []
+    header = (title, "p50 ms", "p90 ms", "p99 ms", "load ms", "memory", *energy, "÷ first [95 %]")
     failures = [f"failed: {each.subject}: {each.failure}" for each in comparison.measurements if each.failure]
-    return "\n".join((table_text(header, rows, right=range(1, 7)), *failures, *_verdict(comparison)))
+    return "\n".join(
+        (
+            table_text(header, rows, right=range(1, len(header))),
+            *failures,
+            *_verdict(comparison),
+            *_conditions(comparison.conditions),
+        )
+    )
+
+
+def _mj(energy_j: float | None) -> str:
+    from edgevlm.report.notation import MISSING
+
+    return MISSING if energy_j is None else f"{energy_j * 1e3:.3g}"
 
 
 def _verdict(comparison: Comparison) -> list[str]:
@@ -82,6 +99,35 @@ def _verdict(comparison: Comparison) -> list[str]:
     n_rounds = max(len(each.turns_ms) for each in comparison.measurements)
     load = "" if comparison.other_load is None else f"; others took {comparison.other_load:.0%} of the CPU"
     return [f"valid: {n_rounds} rounds, {_threads(comparison.measurements)}{load}"]
+
+
+def _conditions(found: Conditions | None) -> list[str]:
+    """What the machine said of itself, a line."""
+    if found is None:
+        return []
+    texts = {"temperature": _temperature(found), "clock": _clock(found), "energy": _energy(found)}
+    told = ", ".join(f"{name} {text}" for name, text in texts.items() if text is not None)
+    untold = ", ".join(name for name, text in texts.items() if text is None)
+    return ["; ".join(part for part in (told, f"not available: {untold}" if untold else "") if part)]
+
+
+def _temperature(found: Conditions) -> str | None:
+    if found.start_temperature_c is None or found.max_temperature_c is None:
+        return None
+    return f"{found.start_temperature_c:.0f} to {found.max_temperature_c:.0f} °C"
+
+
+def _clock(found: Conditions) -> str | None:
+    if found.clock_mhz is None or found.min_clock_mhz is None:
+        return None
+    lowest = f" (lowest {found.min_clock_mhz:.0f})" if found.min_clock_mhz < found.clock_mhz else ""
+    return f"{found.clock_mhz:.0f} MHz{lowest}"
+
+
+def _energy(found: Conditions) -> str | None:
+    if found.energy_j is None or found.power_w is None:
+        return None
+    return f"{found.energy_j:.1f} J of {found.energy_of} ({found.power_w:.1f} W)"
 
 
 def _threads(measurements: Sequence[Measurement]) -> str:

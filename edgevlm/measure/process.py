@@ -18,7 +18,7 @@ import msgspec
 
 import edgevlm
 from edgevlm.measure import worker as worker_module
-from edgevlm.measure.spec import Protocol, Subject
+from edgevlm.measure.spec import SETTLING_RUNS, Protocol, Subject
 from edgevlm.measure.worker import Failed, Open, Opened, Ran, Reply, Request, Turn
 
 
@@ -79,7 +79,9 @@ class ProcessWorker:
     def take_turn(self) -> Ran:
         p = self._protocol
         return self._turn(
-            Turn(n_settle=1, block_ms=p.block_ms, min_runs=p.min_runs_per_turn, max_runs=p.max_runs_per_turn)
+            Turn(
+                n_settle=SETTLING_RUNS, block_ms=p.block_ms, min_runs=p.min_runs_per_turn, max_runs=p.max_runs_per_turn
+            )
         )
 
     def close(self) -> None:
