@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from edgevlm.runtime.bundle import open_bundle, release
 from edgevlm.runtime.machine import normal_arch
 
 # pyproject.toml's `requires-python` and `dependencies`; tests/devices/test_ssh.py holds them against it.
-LEAST_PYTHON = "3.11"
+LEAST_PYTHON = "3.10"
 # Module -> what to install, and at least which version.
 BASE_LIBRARIES = {
     "click": ("click", "8.2"),
@@ -52,6 +52,8 @@ BASE_LIBRARIES = {
     "PIL": ("pillow", "10.3"),
     "tokenizers": ("tokenizers", "0.20"),
 }
+# What Python has itself from 3.11 on.
+LIBRARIES_OF_3_10 = {"tomli": ("tomli", "2.0")}
 
 _CONNECT_TIMEOUT_S = 15
 # Until the first answer: a key may want a touch or a confirmation.
@@ -159,8 +161,9 @@ class SshDevice:
     def __init__(self, connection: _Connection, progress: Progress) -> None:
         self._connection = connection
         self._progress = progress
-        self._facts = connection.ask({"what": "look", "libraries": {m: d for m, (d, _) in BASE_LIBRARIES.items()}})
-        self._check_libraries()
+        libraries = BASE_LIBRARIES if connection.python >= (3, 11) else BASE_LIBRARIES | LIBRARIES_OF_3_10
+        self._facts = connection.ask({"what": "look", "libraries": {m: d for m, (d, _) in libraries.items()}})
+        self._check_libraries(libraries)
         self._runtime = runtime_tree()
 
     @property
@@ -190,11 +193,11 @@ class SshDevice:
 
     # --- what it takes ------------------------------------------------------------------------------------
 
-    def _check_libraries(self) -> None:
+    def _check_libraries(self, libraries: Mapping[str, tuple[str, str]]) -> None:
         found = self._facts["libraries"]
         wrong = [
             f"{distribution}>={least}"
-            for module, (distribution, least) in BASE_LIBRARIES.items()
+            for module, (distribution, least) in libraries.items()
             if found[module] is None or (found[module] and release(found[module]) < release(least))
         ]
         if wrong:
@@ -364,6 +367,7 @@ def _connected(address: Address) -> Iterator[_Connection]:
                     f"edgevlm needs {LEAST_PYTHON} or newer.",
                     hint=f"Install a newer one there, and name it: ssh://{address.name}?python=/path/to/python3",
                 )
+            connection.python = release(version)
             yield connection
         finally:
             held.close()
@@ -383,6 +387,7 @@ def _limited(process: subprocess.Popen[bytes], limit_s: float) -> Iterator[None]
 class _Connection:
     def __init__(self, address: Address, *, socket: str) -> None:
         self.address = address
+        self.python: tuple[int, ...] = ()
         self._socket = socket
         self._source = Path(far_side.__file__).read_text(encoding="utf-8")
 

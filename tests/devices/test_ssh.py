@@ -223,7 +223,7 @@ def test_an_old_or_broken_python_is_named(server: Server, lines: list[str], word
 def test_a_missing_python_is_named(server: Server):
     address = server.address(python="/no such/python3")
     error = refused(address, "'/no such/python3' does not run on")
-    assert "3.11 or newer" in error.hint
+    assert "3.10 or newer" in error.hint
 
 
 def test_missing_libraries_are_named_with_the_command_that_installs_them(server: Server):
