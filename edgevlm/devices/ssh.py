@@ -461,6 +461,7 @@ def _connection_error(address: Address, said: str) -> MissingToolError:
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = (lines[-1] if lines else "the connection was closed").removeprefix("ssh: ").rstrip(".")
+    last = re.sub(r"^connect to host .* port \d+: ", "", last)
     return MissingToolError(
         f"{name} cannot be reached: {last}."
         if _is_never_reached(said)
