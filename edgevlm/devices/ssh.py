@@ -395,7 +395,7 @@ class _Connection:
         """Run Python code there over the shared connection."""
         where = self.address
         command = [
-            "ssh", *(["-F", where.config] if where.config else []),
+            "ssh", *(["-F", str(Path(where.config).expanduser())] if where.config else []),
             *(part for option in _OPTIONS for part in ("-o", option)),
             "-o", f"ControlMaster={'yes' if is_master else 'no'}", "-S", self._socket.replace("%", "%%"),
             *(["-p", str(where.port)] if where.port else []), *(["-l", where.user] if where.user else []),
@@ -423,14 +423,14 @@ class _Connection:
         """Why a session ended without an answer."""
         code, said = session.end(), session.said()
         if code == 255 or code < 0:
-            return _connection_error(self.address, said)
+            return _connection_error(self.address, said, was_there=True)
         last = said.strip().splitlines()[-1:] or [f"status {code}"]
         return EdgeVLMError(f"Python failed on {self.address.name}: {last[0]}", hint="Log in and try its Python.")
 
     def no_python(self, session: _Session) -> EdgeVLMError:
         code, said = session.end(), session.said()
         if code == 255 or code < 0:
-            return _connection_error(self.address, said)
+            return _connection_error(self.address, said, was_there=False)
         last = said.strip().splitlines()[-1:] or [f"status {code}"]
         return MissingToolError(
             f"'{self.address.python}' does not run on {self.address.name}: {last[0].rstrip('.')}.",
@@ -439,8 +439,11 @@ class _Connection:
         )
 
 
-def _connection_error(address: Address, said: str) -> MissingToolError:
-    """What ssh said, as a sentence with its remedy."""
+def _connection_error(address: Address, said: str, *, was_there: bool) -> MissingToolError:
+    """What ssh said, as a sentence with its remedy.
+
+    Args: was_there: the device had answered before.
+    """
     name = address.name
     known = f"{f'[{address.host}]:{address.port}' if address.port else address.host}"
     if "IDENTIFICATION HAS CHANGED" in said:
@@ -463,15 +466,9 @@ def _connection_error(address: Address, said: str) -> MissingToolError:
     last = (lines[-1] if lines else "the connection was closed").removeprefix("ssh: ").rstrip(".")
     last = re.sub(r"^connect to host .* port \d+: ", "", last)
     return MissingToolError(
-        f"{name} cannot be reached: {last}."
-        if _is_never_reached(said)
-        else f"The connection to {name} is lost: {last}.",
+        f"The connection to {name} is lost: {last}." if was_there else f"{name} cannot be reached: {last}.",
         hint=f"Check that the device is on and that this works: {address.login}",
     )
-
-
-def _is_never_reached(said: str) -> bool:
-    return any(text in said for text in ("connect to host", "resolve hostname", "configuration", "kex_exchange"))
 
 
 class _Session:

@@ -321,6 +321,24 @@ def test_what_was_spoilt_on_the_way_is_refused(server: Server, bundle: Path, mon
     assert not server.leftovers()
 
 
+def test_two_pushes_of_the_same_at_once(server: Server, bundle: Path, monkeypatch):
+    whole, seen = ssh._content, []
+
+    def meanwhile(tree, offset):
+        for chunk in whole(tree, offset):
+            yield chunk
+            if not seen:
+                seen.append(tree)
+                _wait_for(lambda: _n_bytes(server.cache) > 0)
+                with open_ssh(server.address()) as other, pytest.raises(StoreError, match="Another push of the same"):
+                    other._push_one(tree, other._have([tree])["offsets"][0])
+
+    monkeypatch.setattr(ssh, "_content", meanwhile)
+    with open_ssh(server.address()) as device:
+        assert verify_on(device, bundle)
+    assert seen
+
+
 def _n_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -384,6 +402,26 @@ def test_ctrl_c_ends_the_verb_there(server: Server, bundle: Path, monkeypatch):
             device.run("verify", bundle)
         assert _ends(_pid_of_the_verb(server))
     assert not server.leftovers()
+
+
+def test_a_verb_whose_user_gives_no_sign_of_life_is_ended_there(server: Server, bundle: Path, monkeypatch):
+    """A network that is gone may leave a connection that both sides take for a quiet one."""
+    _stand_in(monkeypatch, server, *_SLEEPS)
+    monkeypatch.setattr(ssh, "_SIGN_OF_LIFE_S", 1e6)
+    with open_ssh(server.address()) as device:
+        assert "\nSILENCE_S = 90.0\n" in device._connection._source
+        device._connection._source = device._connection._source.replace("SILENCE_S = 90.0", "SILENCE_S = 3.0")
+        with pytest.raises(EdgeVLMError, match="ended with status"):
+            device.run("verify", bundle)
+    assert _ends(_pid_of_the_verb(server))
+
+
+def test_a_long_verb_is_left_alone_as_long_as_there_are_signs_of_life(server: Server, bundle: Path, monkeypatch):
+    _stand_in(monkeypatch, server, "time.sleep(5); print('{}')")
+    monkeypatch.setattr(ssh, "_SIGN_OF_LIFE_S", 0.5)
+    with open_ssh(server.address()) as device:
+        device._connection._source = device._connection._source.replace("SILENCE_S = 90.0", "SILENCE_S = 3.0")
+        assert device.run("verify", bundle) == b"{}\n"
 
 
 def _pid_of_the_verb(server: Server) -> int:
