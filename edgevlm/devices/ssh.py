@@ -247,6 +247,7 @@ class SshDevice:
                 n_sent += len(chunk)
                 share = f"{_mb(n_sent)} of {_mb(tree.n_bytes)}"
                 self._progress(StepProgress(step, n_sent / tree.n_bytes, share))
+            session.finish()
             session.reply()
         self._progress(StepFinished(step, time.monotonic() - started))
 
@@ -267,7 +268,7 @@ class SshDevice:
             reply = session.reply()
             printed = session.read(reply["n_bytes"])
             if reply["has_output"] and output is not None:
-                _unpack(session.stdout, output)
+                self._unpack(session, output)
             session.end()
             said = local(session.said())
         for there, here in names.items():
@@ -275,6 +276,21 @@ class SshDevice:
         if reply["exit_code"] != 0 and (not printed.strip() or reply["exit_code"] not in (1, GateError.exit_code)):
             raise self._error(reply["exit_code"], said)
         return printed
+
+    def _unpack(self, session: _Session, output: Path) -> None:
+        """What the verb wrote there, under its name here once all of it has come."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent) as folder:
+            with contextlib.suppress(tarfile.TarError):  # what was cut off; the end of the session says so, too
+                _extract(session.stdout, Path(folder))
+            session.stdout.read()
+            if session.end() != 0:
+                raise self._connection.failure(session)
+            try:
+                Path(folder, "output").rename(output)
+            except OSError as error:
+                message = f"'{output}' cannot be written: {error.strerror}."
+                raise StoreError(message, hint="Name a new folder.") from error
 
     def _relay(self, step: str, line: str) -> None:
         if line.startswith("note: "):
@@ -313,25 +329,19 @@ def _content(tree: Tree, offset: int) -> Iterator[bytes]:
                     yield chunk
 
 
-def _unpack(stream: IO[bytes], output: Path) -> None:
-    """What a verb wrote there, under its name here once all of it has come. Plain files and folders alone."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent) as folder:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                parts = member.name.split("/")
-                if parts[0] != "output" or ".." in parts or not (member.isfile() or member.isdir()):
-                    raise DataError(f"The device sent {member.name!r}, which is no plain file.", hint="Try again.")
-                target = Path(folder, *parts)
-                if member.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
-                elif (content := archive.extractfile(member)) is not None:
-                    with target.open("xb") as written:
-                        shutil.copyfileobj(content, written)
-        try:
-            Path(folder, "output").rename(output)
-        except OSError as error:
-            raise StoreError(f"'{output}' cannot be written: {error.strerror}.", hint="Name a new folder.") from error
+def _extract(stream: IO[bytes], folder: Path) -> None:
+    """Plain files and folders alone, all of them below ``output``."""
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            parts = member.name.split("/")
+            if parts[0] != "output" or ".." in parts or not (member.isfile() or member.isdir()):
+                raise DataError(f"The device sent {member.name!r}, which is no plain file.", hint="Try again.")
+            target = folder.joinpath(*parts)
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+            elif (content := archive.extractfile(member)) is not None:
+                with target.open("xb") as written:
+                    shutil.copyfileobj(content, written)
 
 
 def _in_json(text: str) -> bytes:
@@ -399,7 +409,7 @@ class _Connection:
             *(part for option in _OPTIONS for part in ("-o", option)),
             "-o", f"ControlMaster={'yes' if is_master else 'no'}", "-S", self._socket.replace("%", "%%"),
             *(["-p", str(where.port)] if where.port else []), *(["-l", where.user] if where.user else []),
-            "--", where.host, f"exec {shlex.quote(where.python)} -c {shlex.quote(code)}",
+            "--", where.host, f"exec {_quoted(where.python)} -c {shlex.quote(code)}",
         ]  # fmt: skip
         return _Session(self, command, say)
 
@@ -437,6 +447,11 @@ class _Connection:
             hint=f"Install Python {LEAST_PYTHON} or newer there, or name it: "
             f"ssh://{self.address.name}?python=/path/to/python3",
         )
+
+
+def _quoted(program: str) -> str:
+    """For the device's shell, whichever that is; it shall expand nothing but a leading ``~``."""
+    return f'"$HOME"/{shlex.quote(program[2:])}' if program.startswith("~/") else shlex.quote(program)
 
 
 def _connection_error(address: Address, said: str, *, was_there: bool) -> MissingToolError:
@@ -539,15 +554,19 @@ class _Session:
 
         threading.Thread(target=beat, daemon=True).start()
 
+    def finish(self) -> None:
+        """Say that nothing more comes."""
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self.stdin.close()
+
     def said(self) -> str:
         """Standard error so far; all of it once the session has ended."""
         return "\n".join(self._lines)
 
     def end(self) -> int:
         """Say that nothing more comes, and wait for its end."""
-        self._over.set()
-        with contextlib.suppress(OSError):
-            self.stdin.close()
+        self.finish()
         try:
             code = self.process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

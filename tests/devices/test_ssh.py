@@ -114,6 +114,25 @@ def test_what_a_verb_writes_comes_back(server: Server, bundle: Path, tmp_path: P
     assert not server.leftovers()
 
 
+def test_what_did_not_come_back_whole_is_not_there(server: Server, bundle: Path, tmp_path: Path, monkeypatch):
+    """Cut between two files, where an archive looks as if it had ended."""
+    _stand_in(monkeypatch, server, "folder = Path(sys.argv[-1]); folder.mkdir(); (folder / 'a').touch(); print('{}')")
+    with open_ssh(server.address()) as device:
+        added = 'archive.add(output, arcname="output")'
+        assert added in device._connection._source
+        cut = f"{added}; sys.stdout.buffer.flush(); os._exit(1)"
+        device._connection._source = device._connection._source.replace(added, cut)
+        with pytest.raises(EdgeVLMError):
+            device.run("tune", bundle, output=tmp_path / "results" / "out")
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_an_interpreter_in_the_users_home(server: Server):
+    python = python_that(server.folder / "my python")
+    with open_ssh(server.address(python="~/" + os.path.relpath(python, Path.home()))):
+        pass
+
+
 def test_what_would_lead_out_of_the_output_is_refused(server: Server, bundle: Path, tmp_path: Path, monkeypatch):
     _stand_in(monkeypatch, server, "folder = Path(sys.argv[-1]); folder.mkdir()",
               "(folder / 'link').symlink_to('/etc/passwd'); print('{}')")  # fmt: skip
@@ -310,6 +329,14 @@ def test_what_was_damaged_there_is_pushed_anew(server: Server, bundle: Path):
         graph = next(server.cache.rglob("model.onnx"))
         graph.write_bytes(graph.read_bytes()[:-1])
         assert verify_on(device, bundle)
+
+
+def test_a_file_that_shrinks_while_it_is_pushed(server: Server, bundle: Path, monkeypatch):
+    whole = ssh._content
+    monkeypatch.setattr(ssh, "_content", lambda tree, offset: list(whole(tree, offset))[:-1])
+    with open_ssh(server.address()) as device, pytest.raises(EdgeVLMError):
+        verify_on(device, bundle)
+    assert not server.trees()
 
 
 def test_what_was_spoilt_on_the_way_is_refused(server: Server, bundle: Path, monkeypatch):
