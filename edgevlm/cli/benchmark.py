@@ -105,29 +105,10 @@ def _conditions(found: Conditions | None) -> list[str]:
     """What the machine said of itself, a line."""
     if found is None:
         return []
-    texts = {"temperature": _temperature(found), "clock": _clock(found), "energy": _energy(found)}
+    texts = found.to_texts()
     told = ", ".join(f"{name} {text}" for name, text in texts.items() if text is not None)
     untold = ", ".join(name for name, text in texts.items() if text is None)
     return ["; ".join(part for part in (told, f"not available: {untold}" if untold else "") if part)]
-
-
-def _temperature(found: Conditions) -> str | None:
-    if found.start_temperature_c is None or found.max_temperature_c is None:
-        return None
-    return f"{found.start_temperature_c:.0f} to {found.max_temperature_c:.0f} °C"
-
-
-def _clock(found: Conditions) -> str | None:
-    if found.clock_mhz is None or found.min_clock_mhz is None:
-        return None
-    lowest = f" (lowest {found.min_clock_mhz:.0f})" if found.min_clock_mhz < found.clock_mhz else ""
-    return f"{found.clock_mhz:.0f} MHz{lowest}"
-
-
-def _energy(found: Conditions) -> str | None:
-    if found.energy_j is None or found.power_w is None:
-        return None
-    return f"{found.energy_j:.1f} J of {found.energy_of} ({found.power_w:.1f} W)"
 
 
 def _threads(measurements: Sequence[Measurement]) -> str:

@@ -62,6 +62,26 @@ class Conditions(Spec, frozen=True, kw_only=True):
     power_w: float | None = None
     throttling: str | None = None
 
+    def to_texts(self) -> dict[str, str | None]:
+        """``temperature``, ``clock`` and ``energy`` for people; None for what the machine does not tell."""
+        return {"temperature": self._temperature(), "clock": self._clock(), "energy": self._energy()}
+
+    def _temperature(self) -> str | None:
+        if self.start_temperature_c is None or self.max_temperature_c is None:
+            return None
+        return f"{self.start_temperature_c:.0f} to {self.max_temperature_c:.0f} °C"
+
+    def _clock(self) -> str | None:
+        if self.clock_mhz is None or self.min_clock_mhz is None:
+            return None
+        lowest = f" (lowest {self.min_clock_mhz:.0f})" if self.min_clock_mhz < self.clock_mhz else ""
+        return f"{self.clock_mhz:.0f} MHz{lowest}"
+
+    def _energy(self) -> str | None:
+        if self.energy_j is None or self.power_w is None:
+            return None
+        return f"{self.energy_j:.1f} J of {self.energy_of} ({self.power_w:.1f} W)"
+
 
 class Counter(Spec, frozen=True, kw_only=True):
     """Energy in microjoules since some time; after ``range_uj`` it begins anew."""

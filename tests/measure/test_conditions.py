@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgevlm.cli.benchmark import benchmark_text
@@ -20,7 +21,9 @@ from edgevlm.measure.conditions import (
 from edgevlm.measure.interleave import compare
 from edgevlm.measure.protocol import ALL_STAY
 from edgevlm.measure.spec import Comparison
+from edgevlm.report.facts import validity
 from tests.measure.fakes import ENVIRONMENT, FakeMachine, noisy, subject
+from tests.report.example import example_report
 
 
 def tree(root: Path, files: dict[str, object]) -> Path:
@@ -221,3 +224,18 @@ def test_the_benchmark_says_what_is_known_and_what_is_not():
 
     assert lines(measured(spending))[4].endswith(" J of processor package (8.0 W); not available: temperature, clock")
     assert lines(measured(lambda s: Reading(at_s=s)))[4] == "not available: temperature, clock, energy"
+
+
+def test_the_report_says_what_is_known_and_leaves_out_what_is_not():
+    def facts(conditions: Conditions | None) -> dict[str, str]:
+        comparison = msgspec.structs.replace(measured(None), conditions=conditions)
+        (found,) = validity(msgspec.structs.replace(example_report(), comparisons=(comparison,)))
+        return dict(found.facts)
+
+    known = facts(
+        Conditions(start_temperature_c=50.2, max_temperature_c=61.7, energy_j=12.0, power_w=3.0, energy_of="x")
+    )
+    assert known["Temperature"] == "50 to 62 °C"
+    assert known["Energy"] == "12.0 J of x (3.0 W)"
+    assert "Clock" not in known
+    assert facts(None).keys() == known.keys() - {"Temperature", "Energy"}
