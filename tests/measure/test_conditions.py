@@ -232,9 +232,8 @@ def test_the_report_says_what_is_known_and_leaves_out_what_is_not():
         (found,) = validity(msgspec.structs.replace(example_report(), comparisons=(comparison,)))
         return dict(found.facts)
 
-    known = facts(
-        Conditions(start_temperature_c=50.2, max_temperature_c=61.7, energy_j=12.0, power_w=3.0, energy_of="x")
-    )
+    told = Conditions(start_temperature_c=50.2, max_temperature_c=61.7, energy_j=12.0, power_w=3.0, energy_of="x")
+    known = facts(told)
     assert known["Temperature"] == "50 to 62 °C"
     assert known["Energy"] == "12.0 J of x (3.0 W)"
     assert "Clock" not in known
