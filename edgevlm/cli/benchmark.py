@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, device_option, output_options
 
 if TYPE_CHECKING:
     from edgevlm.measure.bundles import BundleBenchmark
+    from edgevlm.measure.conditions import Conditions
     from edgevlm.measure.spec import Comparison, Measurement
 
 
@@ -19,15 +20,28 @@ if TYPE_CHECKING:
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for all; as compiled where left out.")
 @click.option("--rounds", type=click.IntRange(min=6), help="Turns that each takes at most; 40 where left out.")
+@device_option
 @output_options
-def benchmark_command(bundles: tuple[Path, ...], threads: int | None, rounds: int | None, output: Output) -> None:
-    """Time bundles here, in turns, each in a process of its own; ratios are to the first.
+def benchmark_command(
+    bundles: tuple[Path, ...], threads: int | None, rounds: int | None, device: str | None, output: Output
+) -> None:
+    """Time bundles here or on a device, in turns, each in a process of its own; ratios are to the first.
 
     \b
     Examples:
       edgevlm benchmark mobilenet-cpu/
       edgevlm benchmark float/ int8/ --threads 1 --json
+      edgevlm benchmark float/ int8/ --device ssh://user@host
     """
+    if device is not None:
+        from edgevlm.devices import open_device
+        from edgevlm.devices.verbs import benchmark_on
+
+        with output.progress() as progress, open_device(device, progress=progress) as opened:
+            there = benchmark_on(opened, bundles, n_threads=threads, n_rounds=rounds)
+            where = opened.name
+        output.value(there, lambda: f"{benchmark_text(there)}, reached as {where}")
+        return
     from edgevlm.measure.bundles import benchmark_bundles
     from edgevlm.measure.protocol import ALL_STAY, with_rounds
 
@@ -50,15 +64,31 @@ def _table(found: BundleBenchmark, what: str) -> str:
 
     comparison, batch = found.comparisons[what], found.batches.get(what, 1)
     title = what if batch == 1 else f"{what}, {batch} in a run"
+    has_energy = any(each.energy_j() is not None for each in comparison.measurements)
     rows = []
     for each in comparison.measurements:
         ratio = comparison.ratio(each.subject)
         percentiles = [ms(each.percentile_ms(q)) if each.turns_ms else MISSING for q in (50, 90, 99)]
         versus = MISSING if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-        rows.append((each.subject, *percentiles, ms(each.load_ms), size(each.memory_bytes), versus))
-    header = (title, "p50 ms", "p90 ms", "p99 ms", "load ms", "memory", "÷ first [95 %]")
+        energy = [_mj(each.energy_j())] if has_energy else []
+        rows.append((each.subject, *percentiles, ms(each.load_ms), size(each.memory_bytes), *energy, versus))
+    energy = ["mJ a run"] if has_energy else []
+    header = (title, "p50 ms", "p90 ms", "p99 ms", "load ms", "memory", *energy, "÷ first [95 %]")
     failures = [f"failed: {each.subject}: {each.failure}" for each in comparison.measurements if each.failure]
-    return "\n".join((table_text(header, rows, right=range(1, 7)), *failures, *_verdict(comparison)))
+    return "\n".join(
+        (
+            table_text(header, rows, right=range(1, len(header))),
+            *failures,
+            *_verdict(comparison),
+            *_conditions(comparison.conditions),
+        )
+    )
+
+
+def _mj(energy_j: float | None) -> str:
+    from edgevlm.report.notation import MISSING
+
+    return MISSING if energy_j is None else f"{energy_j * 1e3:.3g}"
 
 
 def _verdict(comparison: Comparison) -> list[str]:
@@ -69,6 +99,16 @@ def _verdict(comparison: Comparison) -> list[str]:
     n_rounds = max(len(each.turns_ms) for each in comparison.measurements)
     load = "" if comparison.other_load is None else f"; others took {comparison.other_load:.0%} of the CPU"
     return [f"valid: {n_rounds} rounds, {_threads(comparison.measurements)}{load}"]
+
+
+def _conditions(found: Conditions | None) -> list[str]:
+    """What the machine said of itself, a line."""
+    if found is None:
+        return []
+    texts = found.to_texts()
+    told = ", ".join(f"{name} {text}" for name, text in texts.items() if text is not None)
+    untold = ", ".join(name for name, text in texts.items() if text is None)
+    return ["; ".join(part for part in (told, f"not available: {untold}" if untold else "") if part)]
 
 
 def _threads(measurements: Sequence[Measurement]) -> str:

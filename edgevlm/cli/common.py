@@ -82,6 +82,13 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def device_option(command: F) -> F:
+    """``--device``: the verb gets an address, or None for this machine."""
+    return click.option(
+        "--device", metavar="ADDRESS", help="Do it there, such as on ssh://user@host; here where left out."
+    )(command)
+
+
 def labels_option(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     """``--labels``: a file with one label a line, or labels with commas between them."""
     from edgevlm.ingest import read_labels

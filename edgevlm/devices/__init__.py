@@ -35,10 +35,11 @@ class Device(Protocol):
         """Whether its answers are the device's but its times are not."""
         ...
 
-    def run(self, verb: str, bundle: Path, options: Sequence[str] = (), *, output: Path | None = None) -> bytes:
+    def run(self, verb: str, bundle: Path, options: Sequence[str | Path] = (), *, output: Path | None = None) -> bytes:
         """What ``edgevlm verb BUNDLE OPTIONS --json`` prints there.
 
-        Args:    output: where here to put what the verb writes there to its ``--output``: a new folder.
+        Args:    options: a ``Path`` among them is one more bundle, which is taken there too.
+                 output: where here to put what the verb writes there to its ``--output``: a new folder.
         Raises:  EdgeVLMError: as the verb raised it there, with its exit code; or the device cannot be reached, is
                  lost on the way, is full, or lacks something, which is then named.
         """

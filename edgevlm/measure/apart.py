@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edgevlm.measure.process import WorkerError
+from edgevlm.measure.process import WorkerError, module_command
 from edgevlm.measure.worker import Failed, die_with_parent, failure_of, take_stdout
 from edgevlm.runtime.spec import Spec
 
@@ -46,8 +46,7 @@ def call_apart(function: Callable[[Any], T], value: Spec, *, returns: type[T], t
     )
     try:
         ended = subprocess.run(
-            # -P: a numpy.py in the current folder must not be taken for numpy.
-            [sys.executable, "-P", "-m", __name__, f"{type(value).__module__}:{type(value).__qualname__}"],
+            [*module_command(__name__), f"{type(value).__module__}:{type(value).__qualname__}"],
             input=msgspec.json.encode(call),
             capture_output=True,
             timeout=timeout_s,

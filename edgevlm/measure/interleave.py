@@ -13,6 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm.errors import UsageError
+from edgevlm.measure.conditions import (
+    Counter,
+    Reading,
+    conditions_of,
+    energy_between,
+    look_here,
+    read_counters_here,
+)
 from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.load import CpuTimes, read_cpu_times, read_free_memory, share_of_others
 from edgevlm.measure.process import ProcessWorker, StartWorker, Worker, WorkerError
@@ -40,6 +48,8 @@ class Surroundings:
     own_cpu_s: Callable[[], float] = time.process_time
     free_memory: Callable[[], int | None] = read_free_memory
     environment: Callable[[], Environment] = describe_environment
+    look: Callable[[], Reading | None] = look_here
+    energy_counters: Callable[[], tuple[Counter, ...]] = read_counters_here
 
 
 def compare(
@@ -88,6 +98,7 @@ class _Record:
     subject: Subject
     turns_ms: dict[int, tuple[float, ...]] = field(default_factory=dict)
     waits_ms: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    turns_j: dict[int, float] = field(default_factory=dict)
     warmup_ms: tuple[float, ...] = ()
     loads_ms: list[float] = field(default_factory=list)
     tools: dict[str, str] = field(default_factory=dict)
@@ -124,6 +135,7 @@ class _Record:
             failure=self.failure,
             waits_ms=tuple(self.waits_ms.values()),
             tools=self.tools,
+            turns_j=tuple(self.turns_j.values()),
         )
 
 
@@ -148,6 +160,7 @@ class _Measuring:
         self.start_s = surroundings.clock()
         self.wall_s = 0.0
         self.loads: list[tuple[float, float]] = []
+        self.sittings: list[list[Reading]] = []
 
     # --- groups, sittings, rounds -------------------------------------------------------------------------
 
@@ -226,13 +239,16 @@ class _Measuring:
         """One sitting; whether there should be another."""
         n_max = self.protocol.n_rounds
         self.next_round += -self.next_round % self.protocol.rounds_per_sitting
+        self.sittings.append([])
         with self._watching_load():
+            self._look()
             for _ in range(self.protocol.rounds_per_sitting):
                 if self.baseline.failure is not None or self.rounds_done == n_max:
                     return False
                 n_running = sum(record.worker is not None for record in live)
                 self.progress(f"round {self.rounds_done + 1} of {n_max}, {n_running} in turn", self.rounds_done, n_max)
                 self._take_round([record for record in live if record.worker is not None])
+                self._look()
                 if self.rounds_done in self.protocol.halve_at:
                     self._drop_slow(live)
                 if self.surroundings.clock() >= deadline_s or self._is_precise_enough(live):
@@ -245,8 +261,12 @@ class _Measuring:
             record = self.records[name]
             with self._failing_alone(record):
                 assert record.worker is not None
+                before = self.surroundings.energy_counters()
                 ran = record.worker.take_turn()
+                spent_j = energy_between(before, self.surroundings.energy_counters())
                 record.note(ran)
+                if spent_j is not None:
+                    record.turns_j[self.next_round] = spent_j
                 record.turns_ms[self.next_round] = ran.samples_ms
                 record.waits_ms[self.next_round] = ran.waits_ms
         self.next_round += 1
@@ -300,6 +320,11 @@ class _Measuring:
             if share is not None:
                 self.loads.append((share, after.all_s - before.all_s))
 
+    def _look(self) -> None:
+        reading = self.surroundings.look()
+        if reading is not None:
+            self.sittings[-1].append(reading)
+
     def _our_cpu_s(self) -> float:
         workers_s = sum(record.worker_cpu_s + record.ended_cpu_s for record in self.records.values())
         return workers_s + self.surroundings.own_cpu_s()
@@ -313,10 +338,12 @@ class _Measuring:
         ratios = [ratio for each in ran if (ratio := ratio_of(each, baseline, self.protocol)) is not None]
         is_dropped = {record.subject.name: record.dropped_after_round is not None for record in rivals}
         other_load = _weighted_mean(self.loads)
+        conditions = conditions_of(self.sittings)
         reasons = comparison_reasons(
             baseline,
             [ratio for ratio in ratios if not is_dropped[ratio.subject]],
             other_load=other_load,
+            throttling=None if conditions is None else conditions.throttling,
         )
         return Comparison(
             baseline=baseline.subject,
@@ -328,6 +355,7 @@ class _Measuring:
             reasons=reasons,
             wall_s=self.wall_s,
             other_load=other_load,
+            conditions=conditions,
         )
 
 

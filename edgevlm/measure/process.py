@@ -18,7 +18,7 @@ import msgspec
 
 import edgevlm
 from edgevlm.measure import worker as worker_module
-from edgevlm.measure.spec import Protocol, Subject
+from edgevlm.measure.spec import SETTLING_RUNS, Protocol, Subject
 from edgevlm.measure.worker import Failed, Open, Opened, Ran, Reply, Request, Turn
 
 
@@ -50,8 +50,7 @@ class ProcessWorker:
         # A file, not a pipe: nobody reads it while the worker lives, and a full pipe would stop the worker.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process; `close` ends both
         self._process = subprocess.Popen(
-            # -P: a numpy.py in the current folder must not be taken for numpy.
-            [subject.python or sys.executable, "-P", "-m", worker_module.__name__],
+            module_command(worker_module.__name__, python=subject.python),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -79,7 +78,9 @@ class ProcessWorker:
     def take_turn(self) -> Ran:
         p = self._protocol
         return self._turn(
-            Turn(n_settle=1, block_ms=p.block_ms, min_runs=p.min_runs_per_turn, max_runs=p.max_runs_per_turn)
+            Turn(
+                n_settle=SETTLING_RUNS, block_ms=p.block_ms, min_runs=p.min_runs_per_turn, max_runs=p.max_runs_per_turn
+            )
         )
 
     def close(self) -> None:
@@ -133,6 +134,14 @@ class ProcessWorker:
         self._stderr.seek(0)
         lines = self._stderr.read()[-4096:].decode(errors="replace").strip().splitlines()
         return f" It said: {lines[-1]}" if lines else ""
+
+
+def module_command(module: str, *, python: str = "") -> list[str]:
+    """What runs a module without the current folder in its path: a numpy.py there must not be taken for numpy."""
+    if python or sys.version_info >= (3, 11):
+        return [python or sys.executable, "-P", "-m", module]
+    run = f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", f"import sys; del sys.path[0]; {run}"]
 
 
 def _module_folders(subject: Subject) -> list[str]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgevlm.measure.conditions import Conditions
 from edgevlm.runtime.spec import SessionOptions, Spec
+
+# Runs before each turn that are not reported: they bring caches and threads back from the rival.
+SETTLING_RUNS = 1
 
 
 class Subject(Spec, frozen=True, kw_only=True):
@@ -90,6 +94,8 @@ class Measurement(Spec, frozen=True, kw_only=True):
         dropped_after_round: the number of turns after which it was dropped as surely slower; null where it stayed.
         failure: why it could not run, or not to the end, in the backend's words; then it has no ratio.
         tools: versions in its worker, by name; empty where it never opened.
+        turns_j: the energy that the processor package took in each turn, other processes' part and the settling run's
+            included; empty where the system does not tell.
     """
 
     subject: str
@@ -103,6 +109,7 @@ class Measurement(Spec, frozen=True, kw_only=True):
     failure: str | None = None
     waits_ms: tuple[tuple[float, ...], ...] = ()
     tools: dict[str, str] = {}
+    turns_j: tuple[float, ...] = ()
 
     def own_turns_ms(self) -> tuple[tuple[float, ...], ...]:
         """What the runs took by themselves: wall-clock time less the waits. On a quiet machine the two are equal."""
@@ -114,6 +121,11 @@ class Measurement(Spec, frozen=True, kw_only=True):
     def samples_ms(self) -> tuple[float, ...]:
         """All runs after warm-up, less the waits."""
         return tuple(sample for turn in self.own_turns_ms() for sample in turn)
+
+    def energy_j(self) -> float | None:
+        """The energy of one run, the mean over the turns; None where the system does not tell."""
+        n_runs = sum(len(turn) + SETTLING_RUNS for turn in self.turns_ms)
+        return sum(self.turns_j) / n_runs if self.turns_j and len(self.turns_j) == len(self.turns_ms) else None
 
     def percentile_ms(self, q: float) -> float:
         """The q-th percentile (0 to 100) of ``samples_ms``."""
@@ -141,6 +153,7 @@ class Comparison(Spec, frozen=True, kw_only=True):
 
     ``other_load`` is the share of the machine's CPU time that other processes and other guests of the host took while
     turns were taken; null where the system does not tell. ``reasons`` say in sentences why it is not valid.
+    ``conditions`` is what the machine said of itself meanwhile; null where it was not asked.
     """
 
     baseline: str
@@ -153,6 +166,7 @@ class Comparison(Spec, frozen=True, kw_only=True):
     wall_s: float
     other_load: float | None = None
     was_extended: bool = False
+    conditions: Conditions | None = None
 
     def has(self, subject: str) -> bool:
         return any(m.subject == subject for m in self.measurements)

@@ -176,10 +176,14 @@ def _drift(subject: Measurement, pairs: _Pairs, protocol: Protocol) -> str | Non
     return f"The ratio of {subject.subject} drifted from {first.value:.2f} to {second.value:.2f} while it was measured."
 
 
-def comparison_reasons(baseline: Measurement, ratios: Sequence[Ratio], *, other_load: float | None) -> tuple[str, ...]:
+def comparison_reasons(
+    baseline: Measurement, ratios: Sequence[Ratio], *, other_load: float | None, throttling: str | None = None
+) -> tuple[str, ...]:
     """Why a comparison as a whole is not valid; empty where it is.
 
-    Args: ratios: of the rivals that were neither dropped nor failed.
+    Args:
+        ratios: of the rivals that were neither dropped nor failed.
+        throttling: what the machine said, where it cut its clock.
     """
     if baseline.failure is not None:
         return (f"The baseline {baseline.subject} failed: {baseline.failure}",)
@@ -190,4 +194,6 @@ def comparison_reasons(baseline: Measurement, ratios: Sequence[Ratio], *, other_
         reasons.append(
             f"Other processes took {other_load:.0%} of the CPU; above {MAX_OTHER_LOAD:.0%} no ratio is trusted."
         )
+    if throttling is not None:
+        reasons.append(throttling)
     return tuple(reasons)

@@ -438,8 +438,15 @@ def _protocol(comparison: Comparison) -> tuple[tuple[str, str], ...]:
         ("Interval", f"bootstrap over paired turns, {100 * protocol.confidence:g}%, seed {protocol.seed}"),
         ("Took", seconds(comparison.wall_s) + (", extended once" if comparison.was_extended else "")),
         ("Other programs", _other_load(comparison)),
+        *_conditions(comparison),
         ("Machine", comparison.environment.machine),
     )
+
+
+def _conditions(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    """What the machine said of itself; what it did not tell is left out."""
+    texts = comparison.conditions.to_texts() if comparison.conditions else {}
+    return tuple((name.capitalize(), text) for name, text in texts.items() if text is not None)
 
 
 def _other_load(comparison: Comparison) -> str:

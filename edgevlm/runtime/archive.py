@@ -14,6 +14,7 @@ from typing import IO
 from edgevlm.errors import BundleError, StoreError
 from edgevlm.runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, is_clutter, read_manifest
 from edgevlm.runtime.cache import cache_root
+from edgevlm.runtime.hashes import sha256_of
 from edgevlm.runtime.spec import FileEntry
 
 _AGAIN = "Fetch the bundle again, or compile the model again."
@@ -30,7 +31,7 @@ def unpack(archive: Path) -> Path:
     """
     try:
         with archive.open("rb") as opened:
-            home = cache_root() / "bundles" / hashlib.file_digest(opened, "sha256").hexdigest()
+            home = cache_root() / "bundles" / sha256_of(opened)
     except OSError as error:
         raise BundleError(f"'{archive}' cannot be read: {error.strerror}.", hint="Name a readable file.") from error
     if home.is_dir():

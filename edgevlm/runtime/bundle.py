@@ -8,7 +8,6 @@ checks names and sizes, ``Bundle.file`` the contents of what is used, ``edgevlm.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 import re
@@ -21,6 +20,7 @@ import msgspec
 
 from edgevlm.errors import BundleError, MissingToolError, UsageError
 from edgevlm.runtime.backends import install_command, load_backend
+from edgevlm.runtime.hashes import sha256_of
 from edgevlm.runtime.image import check_image_processing
 from edgevlm.runtime.machine import Machine, describe_machine
 from edgevlm.runtime.spec import (
@@ -81,7 +81,7 @@ class Bundle:
             entry = self.entries[path]
             _check_size(local, entry)
             with _readable(local) as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                digest = sha256_of(opened)
             if digest != entry.sha256:
                 is_cached = self.root != self.origin
                 hint = f"Delete the folder '{self.root}'; it is unpacked anew." if is_cached else _AGAIN

@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from edgevlm.errors import BundleError, UsageError
+from edgevlm.runtime.hashes import sha256_of
 from edgevlm.runtime.spec import Spec, TensorSpec, from_json, to_json
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
@@ -197,7 +198,7 @@ def graph_digest(graph: Path) -> str:
     for path in (graph, graph.with_name(f"{graph.name}.data")):
         if path.is_file():
             with path.open("rb") as opened:
-                whole.update(hashlib.file_digest(opened, "sha256").digest())
+                whole.update(bytes.fromhex(sha256_of(opened)))
     return whole.hexdigest()
 
 

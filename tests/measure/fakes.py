@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgevlm.measure.conditions import Counter, Reading
 from edgevlm.measure.interleave import Surroundings
 from edgevlm.measure.load import CpuTimes
 from edgevlm.measure.process import WorkerError
@@ -30,6 +31,7 @@ class FakeMachine:
         fails_at: subject -> the turn in which its process dies; -1 is when it is opened.
         peak_bytes: what each worker holds.
         other_load: share of the two cores that others take.
+        reading: what the machine says of itself at a time.
     """
 
     run_ms: Callable[[str, int], float]
@@ -42,6 +44,8 @@ class FakeMachine:
     opened: list[str] = field(default_factory=list)
     open_now: set[str] = field(default_factory=set)
     most_open: int = 0
+    reading: Callable[[float], Reading] | None = None
+    has_energy: bool = False
 
     def surroundings(self) -> Surroundings:
         return Surroundings(
@@ -51,7 +55,16 @@ class FakeMachine:
             own_cpu_s=lambda: 0.0,
             free_memory=lambda: self.free_bytes,
             environment=lambda: ENVIRONMENT,
+            look=self.look,
+            energy_counters=self.energy_counters,
         )
+
+    def look(self) -> Reading | None:
+        return self.reading(self.now_s) if self.reading else None
+
+    def energy_counters(self) -> tuple[Counter, ...]:
+        """A counter that rises by 10 W and begins anew after 5 J."""
+        return (Counter(value_uj=round(self.now_s * 10e6) % 5_000_000, range_uj=5_000_000),) if self.has_energy else ()
 
     def cpu_times(self) -> CpuTimes:
         """One core is ours, of the other one others take a part."""

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.devices.server import Server, start_server
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    # A name with everything that a shell could take for something else.
+    folder = Path(tempfile.mkdtemp(prefix="it's $(a) device; "))
+    server = None
+    try:
+        server = start_server(folder)
+        yield server
+    finally:
+        if server is not None:
+            server.drop_connections()
+            server.process.kill()
+            server.process.wait()
+        shutil.rmtree(folder)
