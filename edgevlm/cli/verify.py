@@ -6,21 +6,42 @@ from pathlib import Path
 
 import click
 
-from edgevlm.cli.common import Output, short_output_options
+from edgevlm.cli.common import Output, output_options
+
+_OF_TARGET = "as the target says"
 
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@short_output_options
-def verify_command(bundle: Path, output: Output) -> int:
+@click.option(
+    "--emulate",
+    "cpu",
+    is_flag=False,
+    flag_value=_OF_TARGET,
+    metavar="[CPU]",
+    help="Replay them on an emulated ARM processor, such as cortex-a76; the target's own unless told.",
+)
+@output_options
+def verify_command(bundle: Path, cpu: str | None, output: Output) -> int:
     """Check every file's hash and replay the golden vectors on this machine, from picture to answer.
 
-    \b
-    Example:
-      edgevlm verify mobilenet-cpu/
-    """
-    from edgevlm.runtime.verify import verify_bundle
+    With --emulate: on the kernels of an ARM processor, under QEMU, which is set up on first use.
 
-    verification = verify_bundle(bundle)
-    output.value(verification, verification.to_text)
-    return 0 if verification else 1
+    \b
+    Examples:
+      edgevlm verify mobilenet-cpu/
+      edgevlm verify mobilenet-cpu/ --emulate
+      edgevlm verify mobilenet-cpu/ --emulate cortex-a53
+    """
+    if cpu is None:
+        from edgevlm.runtime.verify import verify_bundle
+
+        verification = verify_bundle(bundle)
+        output.value(verification, verification.to_text)
+        return 0 if verification else 1
+    from edgevlm.devices.emulated import verify_emulated
+
+    with output.progress() as progress:
+        emulated = verify_emulated(bundle, None if cpu == _OF_TARGET else cpu, progress=progress)
+    output.value(emulated, emulated.to_text)
+    return 0 if emulated else 1
