@@ -184,7 +184,7 @@ def _first_words(text: str) -> str:
 
 def _unpack(package: Path, folder: Path, only: tuple[str, ...]) -> None:
     without = ("./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/lintian")
-    tar = ["tar", "--extract", "--directory", str(folder), "--no-same-owner"]
+    tar = ["tar", "--extract", "--directory", str(folder), "--no-same-owner", "--keep-directory-symlink"]
     hint = "Install Debian's dpkg and tar."
     try:
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as source:

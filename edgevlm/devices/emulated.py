@@ -118,7 +118,8 @@ def open_emulated(address: str, progress: Progress = silent) -> Iterator[Emulate
     """
     cpu = check_cpu(address.partition("://")[2] or DEFAULT_CPU)
     emulator = prepare_emulator(progress)
-    with source_folder() as source:
+    with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
+        source = link_source(Path(folder) / "source")
         yield EmulatedDevice(cpu=cpu, emulator=emulator, source=source, progress=progress)
 
 
@@ -171,14 +172,13 @@ def check_can_emulate(bundle: Bundle) -> None:
         )
 
 
-@contextlib.contextmanager
-def source_folder() -> Iterator[Path]:
-    """A folder where Python finds edgevlm and none of the libraries that were installed beside it for this machine."""
+def link_source(folder: Path) -> Path:
+    """Make ``folder``, where Python finds edgevlm and none of the libraries that lie beside it for this machine."""
     found = importlib.util.find_spec("edgevlm")
     assert found is not None and found.origin is not None
-    with tempfile.TemporaryDirectory(prefix="edgevlm-") as name:
-        (Path(name) / "edgevlm").symlink_to(Path(found.origin).resolve().parent)
-        yield Path(name)
+    folder.mkdir()
+    (folder / "edgevlm").symlink_to(Path(found.origin).resolve().parent)
+    return folder
 
 
 def error_from(code: int, said: Sequence[str], device: str) -> EdgeVLMError:

@@ -44,10 +44,12 @@ _PACKAGES = ("python3.13-minimal:arm64", "libpython3.13-stdlib:arm64", "libstdc+
 _PYTHON_SCRIPT = """\
 #!/bin/sh
 here=$(dirname "$0")
-exec "$here/qemu-aarch64" -0 "$0" "$here/sysroot/usr/bin/python3.13" "$@"
+exec "$here/qemu-aarch64" -0 "$0" "$here/sysroot/usr/bin/python{python}" "$@"
 """
 
 _SMOKE_TEST = "import ctypes, click, msgspec, numpy, onnxruntime, PIL.Image, tokenizers; print(onnxruntime.__version__)"
+
+_REPORT = "Report this: what edgevlm expects of Debian's packages no longer holds."
 
 STEP = "set up the emulator"
 
@@ -64,6 +66,11 @@ class Emulator:
         return self.root / "python"
 
     @property
+    def interpreter(self) -> Path:
+        """What ``python`` starts QEMU with."""
+        return self.sysroot / f"usr/bin/python{PYTHON}"
+
+    @property
     def sysroot(self) -> Path:
         return self.root / "sysroot"
 
@@ -78,11 +85,14 @@ class Emulator:
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
             "NO_COLOR": "1",
+            # ONNX Runtime reports home from a thread of its own otherwise, which works while others are counted.
+            "ORT_DISABLE_TELEMETRY": "1",
             "QEMU_CPU": cpu,
             "QEMU_LD_PREFIX": str(self.sysroot),
             "PYTHONHOME": str(self.sysroot / "usr"),
             "PYTHONPATH": os.pathsep.join((str(source), str(self.root / "site"))),
             "PYTHONNOUSERSITE": "1",
+            "PYTHONSAFEPATH": "1",  # the folder that the user stands in may hold this machine's libraries
             "PYTHONPYCACHEPREFIX": str(self.root / "bytecode"),
         }
 
@@ -95,9 +105,8 @@ class CountingQemu:
 
     def command(self) -> list[str]:
         """QEMU, started by the loader that came with it: this machine's may be another."""
-        loader = next(path for folder in ("lib64", "lib") for path in (self.root / folder).glob("ld-linux*.so.*"))
-        libraries = ":".join(str(path) for path in self.root.glob("usr/lib/*-linux-gnu"))
-        return [str(loader), "--library-path", libraries, str(self.root / "usr/bin/qemu-aarch64")]
+        (loader,) = self.root.glob("usr/lib/*-linux-gnu/ld-linux*.so.*")
+        return [str(loader), "--library-path", str(loader.parent), str(self.root / "usr/bin/qemu-aarch64")]
 
 
 def prepare_emulator(progress: Progress) -> Emulator:
@@ -149,7 +158,7 @@ def prepared(
     """
     key = hashlib.sha256("\n".join(f"{part}={version}" for part, version in sorted(parts.items())).encode())
     shelf = cache_root() / "emulators"
-    home = shelf / f"{name}-{parts['suite']}-{key.hexdigest()[:16]}"
+    home = shelf / f"{name}-{key.hexdigest()[:16]}"
     if home.is_dir():
         return home
     if not sys.platform.startswith("linux"):
@@ -209,9 +218,10 @@ def _make_emulator(folder: Path, versions: Mapping[str, str], progress: Progress
     tell(f"fetching ONNX Runtime {versions.get('onnxruntime', '')} for arm64", 0.6)
     _install_wheels(folder / "site", versions)
     emulator = Emulator(root=folder)
-    emulator.python.write_text(_PYTHON_SCRIPT)
+    emulator.python.write_text(_PYTHON_SCRIPT.format(python=PYTHON))
     emulator.python.chmod(0o755)
     tell("trying it", 0.9)
+    _check_qemu([str(folder / "qemu-aarch64")], SUITE, QEMU)
     _try(emulator)
 
 
@@ -237,7 +247,7 @@ def _try(emulator: Emulator) -> None:
     command = [str(emulator.python), "-B", "-c", _SMOKE_TEST]
     environment = emulator.environment("cortex-a76", emulator.root / "site")
     variables = [f"{name}={value}" for name, value in environment.items()]
-    run_tool(["env", "-i", *variables, *command], what="the emulated Python", hint="Report this with the line above.")
+    run_tool(["env", "-i", *variables, *command], what="starting the emulated Python", hint=_REPORT)
 
 
 def _make_counting_qemu(folder: Path, progress: Progress) -> None:
@@ -249,7 +259,10 @@ def _make_counting_qemu(folder: Path, progress: Progress) -> None:
     suite.fetch(f"qemu-user:{host}")
     suite.unpack(folder)
     shutil.rmtree(folder / "apt")
-    hint = "Report this with the line above."
-    told = run_tool([*CountingQemu(root=folder).command(), "--version"], what="the counting QEMU", hint=hint)
-    if COUNTING_QEMU not in told:
-        raise unavailable(f"Debian's {COUNTING_SUITE} has another QEMU than {COUNTING_QEMU}", hint)
+    _check_qemu(CountingQemu(root=folder).command(), COUNTING_SUITE, COUNTING_QEMU)
+
+
+def _check_qemu(command: list[str], suite: str, version: str) -> None:
+    told = run_tool([*command, "--version"], what="starting QEMU", hint=_REPORT).partition("\n")[0]
+    if f"version {version}." not in told:
+        raise unavailable(f"{suite} should have QEMU {version}, but has '{told}'", _REPORT)
