@@ -11,9 +11,12 @@ import click
 from edgevlm.cli.common import Output, detailed_output_options
 
 if TYPE_CHECKING:
+    from edgevlm.devices.instructions import Instructions
     from edgevlm.measure.explanation import Explained
     from edgevlm.measure.operators import OperatorRow
     from edgevlm.runtime.spec import Component, DetectionDecoding, Manifest, TensorSpec, TextProcessing
+
+_OF_TARGET = "as the target says"
 
 
 @click.command("inspect")
@@ -21,24 +24,47 @@ if TYPE_CHECKING:
 @click.option("--operators", "has_operators", is_flag=True, help="Profile each graph here, and say what is slow.")
 @click.option("--threads", type=click.IntRange(min=0), help="With --operators: 0 means all cores; else as compiled.")
 @click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="With --operators: rows shown.")
+@click.option(
+    "--instructions",
+    "cpu",
+    is_flag=False,
+    flag_value=_OF_TARGET,
+    metavar="[CPU]",
+    help="Count those of one run on an emulated ARM processor, such as cortex-a76; the target's own unless told.",
+)
 @detailed_output_options
-def inspect_command(bundle: Path, has_operators: bool, threads: int | None, top: int, output: Output) -> None:
+def inspect_command(
+    bundle: Path, has_operators: bool, threads: int | None, top: int, cpu: str | None, output: Output
+) -> None:
     """Say what is in a bundle: task, graphs, processing, what was measured, where it comes from.
 
     With --operators: which operators its graphs spend their time in on this machine, and what would mend it. Then
     BUNDLE may also be a graph: an .onnx file, or OpenVINO's .xml.
+
+    With --instructions: how many instructions of which kind a run takes at one thread, the same each time. They say
+    which kernels an ARM processor runs, not how fast.
 
     \b
     Examples:
       edgevlm inspect mobilenet-cpu/
       edgevlm inspect mobilenet-cpu/ --operators
       edgevlm inspect any-model.onnx --operators --threads 1
+      edgevlm inspect mobilenet-cpu/ --instructions cortex-a53
     """
+    if has_operators and cpu is not None:
+        raise click.UsageError("--operators and --instructions are two questions.")
     if has_operators:
         from edgevlm.measure.look_inside import inspect_operators
 
         explained = inspect_operators(bundle, n_threads=threads)
         output.value(explained, lambda: "\n\n".join(operators_text(each, top=top) for each in explained))
+        return
+    if cpu is not None:
+        from edgevlm.devices.instructions import count_instructions
+
+        with output.progress() as progress:
+            counted = count_instructions(bundle, None if cpu == _OF_TARGET else cpu, progress=progress)
+        output.value(counted, lambda: instructions_text(counted))
         return
     from edgevlm.verbs import inspect
 
@@ -86,6 +112,26 @@ def operators_text(explained: Explained, *, top: int = 15, width: int = 96) -> s
     if not explained.findings:
         parts.append("Nothing stands out.")
     return "\n\n".join(parts)
+
+
+def instructions_text(counted: Instructions) -> str:
+    """Counts for people, the largest class first."""
+    from edgevlm.cli.tables import table_text
+    from edgevlm.report import notation
+
+    parts = []
+    for graph in counted.graphs:
+        rows = [
+            (name, f"{n:,}", notation.percent(n / graph.n_instructions))
+            for name, n in sorted(graph.by_class.items(), key=lambda item: -item[1])
+            if n
+        ]
+        title = (
+            f"{graph.graph} {graph.precision} on {counted.cpu} (emulated), 1 thread: "
+            f"{graph.n_instructions:,} instructions a run"
+        )
+        parts += [title, table_text(("instructions", "a run", "share"), rows, right=(1, 2))]
+    return "\n\n".join([*parts, "Counts, not times: one instruction is not as fast as another."])
 
 
 def _rate(row: OperatorRow) -> str:

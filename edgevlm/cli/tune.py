@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, device_option, output_options
 
 if TYPE_CHECKING:
     from edgevlm.tuning import Tuned
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path),
               help="A folder, or a file ending in .evlm; BUNDLE-tuned if left out.")  # fmt: skip
-@click.option("--device", metavar="ADDRESS", help="Tune there, such as ssh://user@host; the result comes back here.")
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; as compiled if left out.")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="A narrower accuracy budget than at the compile.")
 @click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Median latency of the graphs at most.")

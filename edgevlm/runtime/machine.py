@@ -145,11 +145,14 @@ def _read_cpuinfo(file: Path) -> list[dict[str, str]]:
 def _cpu_name(blocks: list[dict[str, str]]) -> str:
     names: dict[str, None] = {}
     for block in blocks:
-        if name := block.get("model name"):
+        implementer, part = block.get("CPU implementer"), block.get("CPU part")
+        # First: what QEMU and 32-bit processes are told as "model name" is the same for every ARM processor.
+        if implementer == "0x41" and part in _ARM_PARTS:
+            names[_ARM_PARTS[part]] = None
+        elif name := block.get("model name"):
             names[name] = None
-        elif part := block.get("CPU part"):
-            known = _ARM_PARTS.get(part) if block.get("CPU implementer") == "0x41" else None
-            names[known or f"{block.get('CPU implementer', '?')}/{part}"] = None
+        elif part:
+            names[f"{implementer or '?'}/{part}"] = None
     return " + ".join(names) or "unknown"
 
 
