@@ -32,7 +32,7 @@ from edgevlm.quantization.weight_only import (
     weight_schemes_of_graph,
 )
 from edgevlm.search.spec import Variant
-from edgevlm.steps.bundle import _requires
+from edgevlm.steps.requires import requires_of
 from edgevlm.steps.variants import GraphForms
 from edgevlm.target import Target
 from tests.quantization.graphs import Builder, save_cnn, save_transformer
@@ -387,9 +387,8 @@ def test_a_bundle_asks_for_a_runtime_that_reads_packed_weights(
     if scheme:
         quantize_weights(prepared, scheme, out=tmp_path / "q.onnx")
         file = tmp_path / "q.onnx"
-    work: Any = SimpleNamespace(inputs={"search": file.parent})
     variant = Variant(graph="text_encoder", name="t", precision="t", backend="onnxruntime", file=file.name)
-    assert _requires(work, (variant,)).backends == {"onnxruntime": least}
+    assert requires_of((variant,), file.parent, {}).backends == {"onnxruntime": least}
 
 
 # --- offered ------------------------------------------------------------------------------------------------

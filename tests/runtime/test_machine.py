@@ -50,6 +50,11 @@ def test_an_arm_board_names_its_board_and_its_cores(tmp_path: Path):
     assert found.isa == ("asimd", "asimddp", "fp16")
 
 
+def test_a_model_name_that_every_arm_processor_has_is_not_its_name(tmp_path: Path):
+    files = {"proc/cpuinfo": "model name\t: ARMv8 Processor rev 1 (v8l)\n" + PI5.format(n=0)}
+    assert machine._describe_linux("aarch64", {0}, root=write(tmp_path, files)).cpu == "Cortex-A76"
+
+
 def test_unlike_cores_have_what_all_of_them_have(tmp_path: Path):
     files = {"proc/cpuinfo": LITTLE.format(n=0) + "\n" + PI5.format(n=1)}
     found = machine._describe_linux("aarch64", {0, 1}, root=write(tmp_path, files))

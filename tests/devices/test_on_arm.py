@@ -1,0 +1,194 @@
+"""Bundles on emulated ARM processors: the same answers as where they were made, by other kernels.
+
+The emulator lies in the user's own cache, so that only the first run on a machine fetches it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import edgevlm
+from edgevlm.cli.main import exit_code_of
+from edgevlm.data import shapes
+from edgevlm.devices import open_device
+from edgevlm.devices.emulated import verify_emulated
+from edgevlm.devices.emulator import prepare_counting_qemu, prepare_emulator
+from edgevlm.devices.instructions import count_instructions
+from edgevlm.errors import EdgeVLMError, MissingToolError
+from edgevlm.progress import silent
+from edgevlm.runtime.bundle import open_bundle
+from edgevlm.runtime.cache import cache_root
+from edgevlm.runtime.spec import to_json
+from edgevlm.target import load_target, target_text
+from tests.fast import FAST
+
+pytestmark = pytest.mark.slow
+
+CPUS = ("cortex-a53", "cortex-a76")
+
+# Float kernels of another processor add in another order. Measured: 6.4e-7 of the largest output for the demo model,
+# 1.1e-6 for MobileNetV2. int8 kernels add integers, in any order to the same sum.
+BOUNDS = {"fp32": 1e-5, "u8s8": 0.0, "s8s8": 0.0}
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    try:
+        return prepare_emulator(silent)
+    except MissingToolError as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture(scope="module")
+def counting(emulator):
+    try:
+        return prepare_counting_qemu(silent)
+    except MissingToolError as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> dict[str, Path]:
+    """The built-in model in float, and in int8 with either sign of activations."""
+    folder = tmp_path_factory.mktemp("demo")
+    shapes.write_folder(folder / "pictures", n=60, seed=8)
+    signed = folder / "signed.toml"
+    signed.write_text(target_text(msgspec.structs.replace(load_target("cpu"), name="signed", activation_sign="s8")))
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
+        for name, target, precision in (
+            ("fp32", "cpu", "fp32"), ("u8s8", "cpu", "int8-static"), ("s8s8", str(signed), "int8-static"),
+        ):  # fmt: skip
+            compiled = edgevlm.compile(
+                "demo", target=target, eval_data=folder / "pictures", precision=precision, max_drop=0.5, **FAST,
+                output=folder / name,
+            )  # fmt: skip
+            made[name] = Path(compiled.bundle)
+    return made
+
+
+def activation_types(bundle: Path) -> set[str]:
+    """The types that QuantizeLinear gives in a bundle's graphs."""
+    import onnx
+
+    found = set()
+    for part in open_bundle(bundle).manifest.components:
+        graph = onnx.load(bundle / part.file).graph
+        constants = {each.name: each.data_type for each in graph.initializer}
+        types = {constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
+        found |= {onnx.TensorProto.DataType.Name(kind) for kind in types}
+    return found
+
+
+def test_the_bundles_are_what_they_are_called(bundles):
+    assert activation_types(bundles["fp32"]) == set()
+    assert activation_types(bundles["u8s8"]) == {"UINT8"}
+    assert activation_types(bundles["s8s8"]) == {"INT8"}
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_answers_are_those_of_the_machine_that_made_the_bundle(name, cpu, emulator, bundles):
+    found = verify_emulated(bundles[name], cpu)
+    assert found, found.to_text()
+    assert len(found.verification.cases) == 3 and not found.verification.is_same_machine
+    for case in found.verification.cases:
+        assert case.is_same_answer
+        assert case.max_error <= BOUNDS[name] or found.note, found.to_text()  # made without VNNI: said so
+
+
+def test_an_answer_runs_from_the_raw_picture(emulator, bundles):
+    picture = bundles["u8s8"] / "golden/0.png"
+    with open_device("emulated://cortex-a53") as device:
+        there = json.loads(device.run("run", bundles["u8s8"], [str(picture)]))
+    here = edgevlm.run(bundles["u8s8"], picture)
+    assert there["classes"][0]["label"] == here.top.label
+
+
+@pytest.mark.parametrize("has_new_hash", [False, True])
+def test_a_changed_golden_vector_fails(has_new_hash, emulator, bundles, tmp_path, capsys):
+    changed = tmp_path / "changed"
+    shutil.copytree(bundles["u8s8"], changed)
+    manifest = open_bundle(changed).manifest
+    path = next(iter(manifest.golden.cases[1].outputs.values()))
+    array = np.load(changed / path)
+    array.ravel()[3] += 0.2 * np.abs(array).max()
+    written = io.BytesIO()
+    np.save(written, array)
+    (changed / path).write_bytes(written.getvalue())
+    if not has_new_hash:
+        with pytest.raises(EdgeVLMError, match="was changed: its sha256 is"):
+            verify_emulated(changed, "cortex-a53")
+        return
+    sha256 = hashlib.sha256(written.getvalue()).hexdigest()
+    files = tuple(
+        msgspec.structs.replace(entry, sha256=sha256) if entry.path == path else entry for entry in manifest.files
+    )
+    (changed / "manifest.json").write_bytes(to_json(msgspec.structs.replace(manifest, files=files)))
+    assert exit_code_of(["verify", str(changed), "--emulate", "cortex-a53"]) == 1
+    shown = capsys.readouterr().out
+    assert "'golden/1.png' is off by" in shown and "as it should" not in shown
+
+
+def test_a_verb_that_starts_processes_starts_emulated_ones(emulator, bundles):
+    with open_device("emulated://cortex-a76") as device:
+        timed = json.loads(device.run("benchmark", bundles["u8s8"], ["--rounds", "6"]))
+    environment = timed["environment"]
+    assert (environment["arch"], environment["machine"]) == ("aarch64", "Cortex-A76")
+    assert "asimddp" in environment["isa"]
+
+
+@pytest.mark.parametrize("name", ["u8s8", "s8s8"])
+def test_int8_runs_on_dot_products_where_there_are_any(name, counting, bundles):
+    (old,), (new,) = (count_instructions(bundles[name], cpu).graphs for cpu in CPUS)
+    assert old.by_class["int8 dot product"] == 0 < new.by_class["int8 dot product"]
+    assert old.by_class["integer SIMD multiply"] > new.by_class["integer SIMD multiply"]
+    assert new.n_instructions < old.n_instructions
+
+
+def test_float_runs_on_multiply_adds_and_on_no_dot_products(counting, bundles):
+    (graph,) = count_instructions(bundles["fp32"], "cortex-a76").graphs
+    assert graph.by_class["int8 dot product"] == 0
+    assert graph.by_class["float32 multiply-add"] > graph.n_instructions / 3
+
+
+def test_counts_are_the_same_each_time_wherever_they_are_taken(counting, bundles, tmp_path, monkeypatch):
+    first = count_instructions(bundles["u8s8"], "cortex-a76")
+    moved = tmp_path / "a-longer-path" / "bundle"
+    shutil.copytree(bundles["u8s8"], moved)
+    monkeypatch.setenv("EDGEVLM_CACHE", str(cache_root()))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("EDGEVLM_UNHEARD_OF", "1")
+    monkeypatch.chdir(tmp_path)
+    assert count_instructions(moved, "cortex-a76") == first
+    assert sum(first.graphs[0].by_class.values()) == first.graphs[0].n_instructions
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("cpu", CPUS)
+def test_real_mobilenet_answers_the_same(cpu, emulator, mobilenet):
+    found = verify_emulated(mobilenet, cpu)
+    assert found, found.to_text()
+    assert all(case.max_error == 0 for case in found.verification.cases) or found.note, found.to_text()
+
+
+@pytest.fixture(scope="module")
+def mobilenet(assets, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mobilenet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
+        compiled = edgevlm.compile(
+            str(assets / "models/mobilenet-v2-imagenet"), eval_data=assets / "data/imagenet-sample",
+            precision="int8-static", max_drop=0.5, **FAST, output=folder / "out",
+        )  # fmt: skip
+    return Path(compiled.bundle)
