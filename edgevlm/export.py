@@ -73,6 +73,7 @@ def export_graph(
     samples: Mapping[str, Array],
     opset: int = OPSET,
     tolerance: float = TOLERANCE,
+    text_length: int | None = None,
     progress: Progress = silent,
 ) -> Exported:
     """Write ``<out>/<graph_name>.onnx`` and prove it equal to the model that it came from.
@@ -82,6 +83,7 @@ def export_graph(
         samples: real inputs by name, along the first axis: pictures that went through the model's preprocessing, or
             token ids padded to the full length. Where the graph leaves the length of a text free, that is tried, proven
             and else given up, with a note.
+        text_length: tokens of every text instead, where the proof says that padding changes nothing.
     Raises:
         ModelError: an operator has no ONNX form, weights or outputs are not numbers, the graph cannot have this
             batch, or it is not equal to its source; the first node where they part is named.
@@ -94,7 +96,10 @@ def export_graph(
         if model.processing.text is not None and graph_name == TEXT_ENCODER:
             _check_tokens(model, model.processing.text)
         if model.family:
-            return _export_family(model, graph, batch, file, samples, opset, tolerance, say, progress)
+            made = _export_family(model, graph, batch, file, samples, opset, tolerance, say, progress)
+            if text_length is None or graph_name != TEXT_ENCODER:
+                return made
+            return _export_at_length(model, graph, made, text_length, batch, file, samples, opset, tolerance, say)
         return _export_onnx(model, graph, batch, file, samples, opset, tolerance, say)
     except BaseException:
         for path in (file, _data_file(file)):
@@ -225,6 +230,33 @@ def _export_family(
         return msgspec.structs.replace(made, notes=(note,))
     proof = msgspec.structs.replace(made.proof, lengths=tuple(sorted(set(lengths))), length_error=error)
     return msgspec.structs.replace(made, proof=proof)
+
+
+def _export_at_length(
+    model: Model,
+    graph: Graph,
+    free: Exported,
+    length: int,
+    batch: int | None,
+    file: Path,
+    samples: Mapping[str, Array],
+    opset: int,
+    tolerance: float,
+    say: Callable[[str], None],
+) -> Exported:
+    """At one length, which a backend can plan for; ``free`` was proven to give at any length what it gives padded."""
+    if not free.proof.lengths:
+        raise ModelError(
+            f"The text tower of '{model.name}' cannot take {length} tokens: padding is part of what it sees.",
+            hint="Leave --text-length out.",
+        )
+    cut = {name: value[:, :length] if value.ndim > 1 else value for name, value in samples.items()}
+    made = _export_torch(model, _with_length(graph, length), batch, file, cut, opset, tolerance, say)
+    note = (
+        f"Every text has {length} tokens, as asked: longer ones are cut, and that padding changes nothing was proven "
+        f"(largest relative error {free.proof.length_error or 0.0:.1e})."
+    )
+    return msgspec.structs.replace(made, notes=(note,))
 
 
 def _with_length(graph: Graph, length: int) -> Graph:

@@ -48,6 +48,7 @@ class Request(Spec, frozen=True, kw_only=True):
         ready_made: digests of graphs that compete as they are.
         is_measured: the target is at hand, so that candidates are timed against each other.
         shapes: sizes that an engine is built for, by input.
+        text_length: tokens that every text has; None leaves texts at their own length, where the tower allows it.
     """
 
     budgets: Budgets = Budgets()
@@ -64,6 +65,7 @@ class Request(Spec, frozen=True, kw_only=True):
     ready_made: dict[str, str] = {}
     is_measured: bool = True
     shapes: dict[str, ShapeRange] = {}
+    text_length: int | None = None
 
 
 class DataDigests(Spec, frozen=True, kw_only=True):
@@ -163,6 +165,7 @@ def _export(model: Model, graph: str, target: Target, request: Request) -> Step:
             "graph": graph,
             "opset": target.opset,
             "batch": _graph_batch(graph, request),
+            **({"text_length": request.text_length} if request.text_length and graph == TEXT_ENCODER else {}),
         },
     )
 

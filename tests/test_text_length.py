@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import edgevlm
+from edgevlm.errors import ModelError, UsageError
 from edgevlm.export import Exported, export_graph, open_source
 from edgevlm.families.clip import Clip
 from edgevlm.families.siglip import Siglip
@@ -122,6 +124,34 @@ def test_int8_forms_keep_the_free_length(tower: Tower, tmp_path: Path, method: s
 
 
 @pytest.mark.slow
+def test_texts_can_be_given_one_length_that_is_shorter(tower: Tower, tmp_path: Path):
+    samples = samples_of(tower.model, tower.model.graphs[1])
+    made = export_graph(tower.model, TEXT_ENCODER, batch=None, out=tmp_path, samples=samples, text_length=5)
+    assert made.inputs[0].shape == ("batch", 5)
+    assert "5 tokens" in made.notes[0]
+    session = open_graph(tmp_path / made.file)
+    short = msgspec.structs.replace(tower.padded, max_length=5)
+    for text in ("a cat", "a photo of"):
+        got = session.run(tower.feeds([text], short))["text_embeds"]
+        wanted = tower.session.run(tower.feeds([text], tower.own))["text_embeds"]
+        assert relative_error(got, wanted) < CLOSE
+
+
+def test_a_length_that_changes_the_answer_is_refused(tmp_path: Path):
+    model = read_model(str(write_checkpoint("SiglipModel", tmp_path / "checkpoint")))
+    samples = samples_of(model, model.graphs[1])
+    with pytest.raises(ModelError, match="padding is part of what it sees") as caught:
+        export_graph(model, TEXT_ENCODER, batch=None, out=tmp_path, samples=samples, text_length=5)
+    assert "--text-length" in caught.value.hint
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_a_length_that_the_tower_does_not_have_is_refused_before_any_work(length: int, tmp_path: Path):
+    folder = write_checkpoint("CLIPModel", tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="between 2 and 8"):
+        edgevlm.prepare(str(folder), labels=("a cat", "a dog"), text_length=length, output=tmp_path / "out")
+
+
 def test_the_batch_may_be_fixed_while_the_length_is_free(tmp_path: Path):
     model = read_model(str(write_checkpoint("CLIPModel", tmp_path / "checkpoint")))
     made = export(model, tmp_path, batch=2)

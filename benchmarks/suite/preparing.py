@@ -84,6 +84,8 @@ def prepare_case(case: Case, *, assets: Path | None, work: Path, environments: P
     asked: dict[str, Any] = {"model": str(_model(case, assets, work, environments)), "eval_data": data}
     if case.card:
         asked["card"] = CARDS / case.card
+    if case.n_tokens is not None:
+        asked["text_length"] = case.n_tokens  # as the rivals' graphs
     job = prepare(**asked, threads=1, output=work / "bundle", overwrite=True)
     model = _with_length(job.model, case)
     calibrate = _inputs(job, case, job.splits.calibrate, job.recipe.n_samples)

@@ -67,6 +67,9 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 )
 @click.option("--opt-shapes", metavar="SIZES", help="The sizes that they are tuned for.")
 @click.option("--max-shapes", metavar="SIZES", help="The largest sizes.")
+@click.option(
+    "--text-length", type=int, metavar="TOKENS", help="Cut and pad every text to so many, where all are short."
+)
 @click.option("--allow-pickle", is_flag=True, help="Take weights from a pickle (it can run code).")
 @click.option("--trust-remote-code", is_flag=True, help="Run the code that a checkpoint brings along.")
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path),
@@ -98,6 +101,7 @@ def compile_command(
     min_shapes: str | None,
     opt_shapes: str | None,
     max_shapes: str | None,
+    text_length: int | None,
     allow_pickle: bool,
     trust_remote_code: bool,
     destination: Path | None,
@@ -133,6 +137,7 @@ def compile_command(
         "keep_float": keep_float,
         "quantized": quantized,
         "shapes": ranges_from_text(min_shapes, opt_shapes, max_shapes),
+        "text_length": text_length,
         "allow_pickle": allow_pickle,
         "trust_remote_code": trust_remote_code,
         "overwrite": overwrite,

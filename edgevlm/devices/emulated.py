@@ -59,7 +59,7 @@ class EmulatedVerification(Spec, frozen=True, kw_only=True):
             answer = "same answer" if case.is_same_answer else "another answer"
             error = "outputs equal to the bit" if case.max_error == 0 else f"largest error {case.max_error:.2g}"
             form = f"{case.form}, " if case.form else ""
-            lines.append(f"{form}{case.picture}: {answer}, {error} ({found.tolerance:.2g} allowed)")
+            lines.append(f"{form}{case.picture}: {answer}, {error} ({case.tolerance:.2g} allowed)")
         lines += [f"{form}: not run: {why}" for form, why in found.left_out.items()]
         lines += [self.note] if self.note else []
         return "\n".join([*lines, *(found.reasons or (f"'{found.name}' answers on {self.device} as it should.",))])

@@ -26,10 +26,12 @@ class CaseCheck(Spec, frozen=True, kw_only=True):
     Units: ``max_error`` is the largest |difference| over the largest |expected|, of the worst output.
     Args:
         form: of a bundle that holds several.
+        tolerance: what ``max_error`` may be on another machine.
     """
 
     picture: str
     form: str = ""
+    tolerance: float = 0.0
     max_error: float
     is_bit_equal: bool
     is_same_answer: bool
@@ -63,7 +65,7 @@ class Verification(Spec, frozen=True, kw_only=True):
             bits = (
                 "every bit equal"
                 if case.is_bit_equal
-                else f"error {case.max_error:.2g} of {self.tolerance:.2g} allowed"
+                else f"error {case.max_error:.2g} of {case.tolerance:.2g} allowed"
             )
             answer = "same answer" if case.is_same_answer else "another answer"
             form = f"{case.form}, " if case.form else ""
@@ -159,6 +161,7 @@ def _replay(bundle: Bundle, pipeline: Pipeline, case: GoldenCase) -> CaseCheck:
     given = pipeline.results(outputs, labels=labels, sizes=[size_of(picture)])[0]
     return CaseCheck(
         picture=case.picture,
+        tolerance=bundle.manifest.golden.tolerance,
         max_error=max((relative_error(value, kept[name]) for name, value in expected.items()), default=0.0),
         is_bit_equal=to_json(given) == answer_bytes
         and all(np.array_equal(value, kept[name]) for name, value in expected.items()),

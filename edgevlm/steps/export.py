@@ -23,6 +23,7 @@ def run(work: Work) -> None:
         out=work.out,
         samples=graph_inputs(work.job, graph, work.job.splits.calibrate, N_PROOF_INPUTS),
         opset=params["opset"],
+        text_length=params.get("text_length"),
         progress=work.progress,
     )
     write_spec(work.out / "exported.json", exported)

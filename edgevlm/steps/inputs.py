@@ -23,13 +23,15 @@ LABEL_EMBEDDINGS = "processing/label_embeddings.npy"
 
 
 def processing_of(work: Work) -> Processing:
-    """The model's processing, with texts at their own length where the export proved that they may be."""
+    """The model's processing, with texts as the export left them: of one length, or at their own."""
     processing = work.job.model.processing
     folder = work.inputs.get(f"export:{TEXT_ENCODER}")
     if processing.text is None or folder is None:
         return processing
-    proof = read_spec(folder / "exported.json", Exported).proof
-    text = msgspec.structs.replace(processing.text, padding="longest" if proof.lengths else "max_length")
+    shape = read_spec(folder / "exported.json", Exported).inputs[0].shape
+    text = msgspec.structs.replace(processing.text, padding="longest")
+    if isinstance(shape[-1], int):
+        text = msgspec.structs.replace(text, padding="max_length", max_length=shape[-1])
     return msgspec.structs.replace(processing, text=text)
 
 
