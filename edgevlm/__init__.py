@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgevlm import cache as cache
     from edgevlm import targets as targets
+    from edgevlm.building import build as build
     from edgevlm.compiler import compile as compile
     from edgevlm.compiler import prepare as prepare
     from edgevlm.diagnosis import doctor as doctor
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Pipeline": "edgevlm.runtime.pipeline:Pipeline",
     "benchmark": "edgevlm.measure.bundles:benchmark_bundles",
+    "build": "edgevlm.building:build",
     "cache": "edgevlm.cache",
     "compile": "edgevlm.compiler:compile",
     "doctor": "edgevlm.diagnosis:doctor",
@@ -50,6 +52,7 @@ __all__ = [
     "Pipeline",
     "__version__",
     "benchmark",
+    "build",
     "cache",
     "compile",
     "doctor",

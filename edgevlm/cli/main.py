@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("edgevlm.cli.inspect:inspect_command", "Say what is in a bundle."),
     "verify": ("edgevlm.cli.verify:verify_command", "Check a bundle's hashes and replay its golden vectors here."),
     "benchmark": ("edgevlm.cli.benchmark:benchmark_command", "Time bundles against each other, in turns."),
+    "build": ("edgevlm.cli.build:build_command", "Build the TensorRT engines that a bundle needs, on the device."),
     "tune": ("edgevlm.cli.tune:tune_command", "Choose among a bundle's forms by timing them on the device."),
     "evaluate": ("edgevlm.cli.evaluate:evaluate_command", "Judge a bundle on a data set."),
     "targets": ("edgevlm.cli.targets:targets_group", "List, show, detect and validate targets."),
