@@ -191,10 +191,21 @@ def test_a_bundle_for_other_hardware_or_from_the_future(capsys, bundle):
     refused(capsys, ["run", edited(bundle, schema_version=99), picture], code=1, words="99")
 
 
-def test_a_target_that_is_another_machine(capsys, tmp_path):
+def test_a_latency_budget_for_another_machine(capsys, tmp_path):
     other = "aarch64" if describe_machine().arch == "x86-64" else "x86-64"
     (tmp_path / "board.toml").write_text(f'name = "board"\ndescription = "a board"\narch = "{other}"\n')
-    refused(capsys, compile_demo("--target", tmp_path / "board.toml"), code=3, words=other)
+    asked = compile_demo("--target", tmp_path / "board.toml", "--max-latency-ms", "5")
+    refused(capsys, asked, code=2, words=f"it is {other}")
+
+
+def test_shapes_and_lengths_that_the_model_does_not_have(capsys, tmp_path):
+    shapes = ["-t", "rtx-40", "-o", tmp_path / "out"]
+    refused(capsys, compile_demo(*shapes, "--max-shapes", "pixels:8x3x64x64"), code=2, words="called 'pixels'")
+    refused(capsys, compile_demo(*shapes, "--max-shapes", "pixel_values:8x3x64x64"), code=2, words="cannot be")
+    refused(capsys, compile_demo(*shapes, "--max-shapes", "pixel_values"), code=2, words="no name with sizes")
+    wrong = ["--min-shapes", "pixel_values:4x3x64x64", "--max-shapes", "pixel_values:2x3x64x64"]
+    refused(capsys, compile_demo(*shapes, *wrong), code=2, words="fit together")
+    refused(capsys, compile_demo(*shapes, "--text-length", "1"), code=2, words="between 2 and")
 
 
 # --- places -----------------------------------------------------------------------------------------------
