@@ -167,7 +167,8 @@ def why_not_at_hand(target: Target, machine: Machine) -> str:
     if target.arch != machine.arch:
         return f"it is {target.arch}, this machine is {machine.arch}"
     if any(is_gpu(backend) for backend in target.backends):
-        return f"it has a GPU of compute capability {target.compute_capability}, which is not looked for here"
+        gpu = f"a GPU of compute capability {target.compute_capability}"
+        return f"it has {gpu}, and forms for GPUs are timed by `edgevlm tune` alone"
     if not machine.is_isa_known:
         return ""
     missing = sorted(set(target.isa) - set(machine.isa))

@@ -9,7 +9,7 @@ from edgevlm.errors import StoreError
 from edgevlm.report import facts, notation
 from edgevlm.report.markdown import table as markdown_table
 from edgevlm.report.markdown import text as escaped
-from edgevlm.report.spec import Report
+from edgevlm.report.spec import Report, ShippedForm
 from edgevlm.runtime.spec import Spec, to_json
 
 HEADER = ("target", "status", "ships", "size", "accuracy on the report split", "verified", "not proven")
@@ -123,10 +123,19 @@ def _offered_row(outcome: Outcome, report: Report) -> TargetRow:
         status=f"unmeasured ({', '.join(counted)})",
         ships=", ".join(f"{form.name} ({form.precision})" for form in report.forms),
         size=f"{notation.size(sizes[0])} to {notation.size(sizes[-1])} a form",
-        accuracy="; ".join(f"{form.name} {notation.percent(form.accuracy.value)}" for form in report.forms),
+        accuracy=_range(report.forms),
         verified=" ".join(dict.fromkeys(sentence for form in report.forms for sentence in form.verified)),
         unproven=" ".join(dict.fromkeys(sentence for form in report.forms for sentence in form.unproven)),
     )
+
+
+def _range(forms: Sequence[ShippedForm]) -> str:
+    """Float's, and that of the form that loses most."""
+    first, worst = forms[0], max(forms, key=lambda form: form.accuracy.drop)
+    told = f"{first.accuracy.metric} {notation.percent(first.accuracy.value)} in float"
+    if worst.accuracy.drop <= 0:
+        return f"{told}, no form less"
+    return f"{told}, {notation.percent(worst.accuracy.value)} at worst ({worst.name})"
 
 
 def _accuracy(report: Report) -> str:

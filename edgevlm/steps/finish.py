@@ -66,12 +66,17 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         sensitivities=found.sensitivities,
         pareto=found.pareto,
         explanation=_explanation(folders),
-        forms=shipped_forms(job, manifest, {each.name: each for each in found.rows}),
+        forms=shipped_forms(job, manifest, {each.name: each for each in found.rows}, folders["bundle"] / "files"),
     )
 
 
-def shipped_forms(job: Job, manifest: Manifest, rows: Mapping[str, CandidateRow]) -> tuple[ShippedForm, ...]:
-    """What is known of each form that the device chooses from, and what is not."""
+def shipped_forms(
+    job: Job, manifest: Manifest, rows: Mapping[str, CandidateRow], folder: Path
+) -> tuple[ShippedForm, ...]:
+    """What is known of each form that the device chooses from, and what is not.
+
+    Args:    folder: holds the bundle's files.
+    """
     here, target = describe_machine(), job.target
     forms = []
     for form in manifest.forms:
@@ -94,7 +99,7 @@ def shipped_forms(job: Job, manifest: Manifest, rows: Mapping[str, CandidateRow]
                 precision=rows[form.name].precision,
                 backend=rows[form.name].backend,
                 status="ready to tune" if form.status == "ready" else form.status,
-                size_bytes=rows[form.name].size_bytes or 0,
+                size_bytes=sum((folder / file).stat().st_size for part in form.components for file in part.files),
                 accuracy=form.accuracy,
                 verified=verified,
                 unproven=tuple(unproven),
