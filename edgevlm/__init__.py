@@ -10,9 +10,14 @@ One function per verb of the command line; nothing heavy is imported before one 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# ONNX Runtime starts a thread that reports home as soon as it is imported, and only this keeps it from it; what the
+# user has set stays. It must be there before the first import, wherever that is.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edgevlm import cache as cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_defaults_are_the_same_on_both_sides():
     for name, value in context.params.items():
         if name in of_python and name != "model":
             assert value == of_python[name], name
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "1"), ("0", "0")])
+def test_onnx_runtime_does_not_report_home_unless_the_user_wants_it(own, expected, tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    if own is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = own
+    probe = "import edgevlm, os, onnxruntime, time; time.sleep(1); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+    if expected == "1":
+        assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 def test_every_public_name_is_there_and_has_words():
