@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from edgevlm.devices.emulator import Emulator, prepare_emulator
-from edgevlm.errors import EdgeVLMError, GateError, MissingToolError, UsageError, did_you_mean
+from edgevlm.devices.errors import error_from
+from edgevlm.errors import MissingToolError, UsageError, did_you_mean
 from edgevlm.progress import Progress, StepProgress, silent
 from edgevlm.runtime.bundle import Bundle, open_bundle
 from edgevlm.runtime.machine import EMULATED
@@ -33,8 +32,6 @@ CPUS: dict[str, str] = {
     "neoverse-n2": "arm64 servers with SVE2",
 }
 DEFAULT_CPU = "cortex-a76"
-
-_ERRORS: dict[int, type[EdgeVLMError]] = {1: EdgeVLMError, 2: UsageError, 3: MissingToolError, 4: GateError}
 
 
 class EmulatedVerification(Spec, frozen=True, kw_only=True):
@@ -116,7 +113,7 @@ class EmulatedDevice:
             answer = printed.read()
         if process.returncode == 0 or (process.returncode == 1 and answer.strip()):  # `verify` prints what is wrong
             return answer
-        raise error_from(process.returncode, said, self.name)
+        raise error_from(process.returncode, "\n".join(said), self.name)
 
 
 def vnni_note(manifest: Manifest) -> str:
@@ -204,15 +201,3 @@ def link_source(folder: Path) -> Path:
     folder.mkdir()
     (folder / "edgevlm").symlink_to(Path(found.origin).resolve().parent)
     return folder
-
-
-def error_from(code: int, said: Sequence[str], device: str) -> EdgeVLMError:
-    """The error that a verb on a device ended with, from its exit code and what it wrote to standard error."""
-    lines = [click.unstyle(line) for line in said]
-    message = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
-    hint = next((line.removeprefix(" hint: ") for line in reversed(lines) if line.startswith(" hint: ")), "")
-    if message is None:
-        end = f"signal {-code}" if code < 0 else f"exit code {code}"
-        last = f" after '{lines[-1]}'" if lines else ""
-        return EdgeVLMError(f"On {device} the process ended with {end}{last}.", hint="Run it again with --debug.")
-    return _ERRORS.get(code, EdgeVLMError)(f"On {device}: {message}", hint=hint)

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgevlm.devices.counted_runs import EMPTY, RUN, SHOW, CountRequest
 from edgevlm.devices.debian import run_tool
-from edgevlm.devices.emulated import check_can_emulate, cpu_for, error_from, link_source
+from edgevlm.devices.emulated import check_can_emulate, cpu_for, link_source
 from edgevlm.devices.emulator import (
     COUNTING_QEMU,
     CountingQemu,
@@ -31,6 +31,7 @@ from edgevlm.devices.emulator import (
     prepared,
     wanted_versions,
 )
+from edgevlm.devices.errors import error_from
 from edgevlm.errors import EdgeVLMError, MissingToolError, UsageError, did_you_mean
 from edgevlm.measure.bundles import golden_inputs
 from edgevlm.progress import Progress, StepFinished, StepStarted, silent
@@ -135,7 +136,7 @@ class _Processor:
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
             )
             if done.returncode != 0:
-                raise error_from(done.returncode, done.stderr.splitlines(), f"{self.cpu} (emulated)")
+                raise error_from(done.returncode, done.stderr, f"{self.cpu} (emulated)")
             return counts_in((folder / "counts.txt").read_text())
 
     def _environment(self, source: Path) -> dict[str, str]:

@@ -27,6 +27,7 @@ from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from edgevlm.devices import far_side
+from edgevlm.devices.errors import error_from
 from edgevlm.devices.trees import Tree, bundle_tree, runtime_tree
 from edgevlm.errors import (
     DataError,
@@ -78,8 +79,6 @@ _FAR_SIDE = (
 )
 
 Say = Callable[[str], None]
-
-_ERRORS: dict[int, type[EdgeVLMError]] = {2: UsageError, 3: MissingToolError, 4: GateError}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +273,7 @@ class SshDevice:
         for there, here in names.items():
             printed = printed.replace(_in_json(there), _in_json(here))
         if reply["exit_code"] != 0 and (not printed.strip() or reply["exit_code"] not in (1, GateError.exit_code)):
-            raise self._error(reply["exit_code"], said)
+            raise error_from(reply["exit_code"], said, self.name)
         return printed
 
     def _unpack(self, session: _Session, output: Path) -> None:
@@ -297,20 +296,6 @@ class SshDevice:
             self._progress(Note(f"{self.name}: {line.removeprefix('note: ')}"))
         elif line:
             self._progress(StepProgress(step, None, line))
-
-    def _error(self, exit_code: int, said: str) -> EdgeVLMError:
-        """What the verb said there, as the error that it was."""
-        told = re.search(r"^error: (.*?)(?:^ hint: (.*))?\Z", said, re.MULTILINE | re.DOTALL)
-        if told:
-            message, hint = told[1].strip(), (told[2] or "").strip()
-            return _ERRORS.get(exit_code, EdgeVLMError)(f"On {self.name}: {message}", hint=hint)
-        last = said.strip().splitlines()[-1:] or ["it said nothing"]
-        if exit_code == -9:
-            message = f"{self.name} killed edgevlm: most likely its memory is full."
-            return EdgeVLMError(message, hint="Close other programs there, or use a smaller model.")
-        return EdgeVLMError(
-            f"On {self.name} edgevlm ended with status {exit_code}: {last[0]}.", hint="Try the verb on the device."
-        )
 
 
 def _request(tree: Tree) -> dict[str, Any]:

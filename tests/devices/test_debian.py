@@ -12,10 +12,10 @@ from edgevlm.errors import MissingToolError
 
 TARGETS = """\
 nodistro main https://elsewhere.example/node
-trixie-updates main http://mirror.example/debian/
-trixie contrib http://mirror.example/debian/
-trixie main http://mirror.example/debian/
-bookworm main http://old.example/debian/
+trixie-updates main http://mirror.invalid/a/
+trixie contrib http://mirror.invalid/a/
+trixie main http://mirror.invalid/a/
+bookworm main http://old.invalid/a/
 """
 
 
@@ -35,7 +35,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_mirror_is_the_one_that_apt_takes_debian_from():
-    assert debian.mirror_in(TARGETS) == "http://mirror.example/debian/"
+    assert debian.mirror_in(TARGETS) == "http://mirror.invalid/a/"
 
 
 def test_security_updates_and_other_archives_are_no_mirror_of_debian():
@@ -43,8 +43,8 @@ def test_security_updates_and_other_archives_are_no_mirror_of_debian():
 
 
 def test_the_user_may_name_a_mirror_where_there_is_no_apt(tools, monkeypatch):
-    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.example/debian")
-    assert debian.debian_mirror() == "http://mine.example/debian"
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.invalid/a")
+    assert debian.debian_mirror() == "http://mine.invalid/a"
 
 
 def test_without_a_mirror_the_user_is_told_how_to_name_one(tools):
@@ -60,7 +60,7 @@ def test_without_apt_the_emulator_is_unavailable(tools):
 
 
 def test_without_a_network_apt_is_quoted(tools, tmp_path, monkeypatch):
-    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.example/debian")
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.invalid/a")
     tools("apt-get", "print('W: one\\nE: Could not resolve mine.example', file=sys.stderr); sys.exit(100)")
     with pytest.raises(MissingToolError) as caught:
         debian.Suite("trixie", architectures=("arm64", "amd64"), root=tmp_path / "apt")
@@ -69,18 +69,18 @@ def test_without_a_network_apt_is_quoted(tools, tmp_path, monkeypatch):
 
 
 def test_apt_is_told_to_trust_nothing_that_is_not_signed(tools, tmp_path, monkeypatch):
-    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.example/debian")
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.invalid/a")
     tools("apt-get", "")
     debian.Suite("trixie", architectures=("arm64", "amd64"), root=tmp_path / "apt")
     written = (tmp_path / "apt/apt.conf").read_text() + (tmp_path / "apt/sources/suite.sources").read_text()
     assert 'AllowInsecureRepositories "false"' in written and 'AllowUnauthenticated "false"' in written
     assert "trusted" not in written.lower()
-    assert "URIs: http://mine.example/debian\nSuites: trixie\n" in written
+    assert "URIs: http://mine.invalid/a\nSuites: trixie\n" in written
     assert 'APT::Architecture "arm64"' in written and "Architectures: arm64 amd64" in written
 
 
 def test_a_package_that_cannot_be_unpacked_is_named(tools, tmp_path, monkeypatch):
-    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.example/debian")
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.invalid/a")
     tools("apt-get", "")
     tools("dpkg-deb", "sys.exit(2)")
     tools("tar", "print('tar: short', file=sys.stderr); sys.exit(2)")

@@ -12,6 +12,7 @@ import pytest
 import edgevlm
 from edgevlm.devices import emulated, open_device
 from edgevlm.devices.emulator import Emulator
+from edgevlm.devices.errors import error_from
 from edgevlm.errors import EdgeVLMError, MissingToolError, UsageError
 from edgevlm.runtime.bundle import open_bundle
 from edgevlm.runtime.spec import to_json
@@ -110,7 +111,7 @@ def test_what_it_says_meanwhile_is_progress(device):
     ],
 )
 def test_exit_codes_and_words_become_errors(code, said, kind, message):
-    error = emulated.error_from(code, said, "it")
+    error = error_from(code, "\n".join(said), "it")
     assert type(error) is kind and error.message == message
 
 

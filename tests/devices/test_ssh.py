@@ -438,7 +438,7 @@ def test_a_verb_whose_user_gives_no_sign_of_life_is_ended_there(server: Server, 
     with open_ssh(server.address()) as device:
         assert "\nSILENCE_S = 90.0\n" in device._connection._source
         device._connection._source = device._connection._source.replace("SILENCE_S = 90.0", "SILENCE_S = 3.0")
-        with pytest.raises(EdgeVLMError, match="ended with status"):
+        with pytest.raises(EdgeVLMError, match="the process ended with"):
             device.run("verify", bundle)
     assert _ends(_pid_of_the_verb(server))
 
