@@ -167,7 +167,7 @@ def test_a_verbs_error_there_is_the_same_error_here(server: Server, bundle: Path
     ("line", "exit_code", "words"),
     [
         ("sys.stderr.write('error: It is.\\n hint: Mend it.\\n'); sys.exit(4)", 4, "It is."),
-        ("sys.exit('nothing that we know')", 1, "status 1: nothing that we know"),
+        ("sys.exit('nothing that we know')", 1, "exit code 1 after 'nothing that we know'"),
         ("os.kill(os.getpid(), 9)", 1, "its memory is full"),
     ],
 )
