@@ -42,7 +42,7 @@ SCREENING = Protocol(n_rounds=8, min_rounds=8, halve_at=(), budget_s=600.0, time
     type=click.Path(path_type=Path),
     help="Where results are written; beside the others, those of --quick in WORK.",
 )
-@click.option("--again", is_flag=True, help="Measure models anew that have a result.")
+@click.option("--again", is_flag=True, help="Measure anew what has a result.")
 @click.option("--only-environments", is_flag=True, help="Make the environments and stop.")
 @click.option("--only-table", is_flag=True, help="Write the tables from the results that there are.")
 @click.option("--quick", is_flag=True, help="A smoke test: a tiny model, two rivals, this interpreter, few rounds.")
@@ -76,8 +76,9 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for case in cases:
-        known = None if again else _known(folder / f"{case.key}.json")
-        missing = [n for n in threads if known is None or all(n != found.n_threads for found in known.threads)]
+        known = _known(folder / f"{case.key}.json")
+        measured = {found.n_threads for found in known.threads} if known and not again else set()
+        missing = [n for n in threads if n not in measured]
         if only_table or not missing:
             continue
         try:

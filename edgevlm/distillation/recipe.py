@@ -1,0 +1,67 @@
+"""How a student is taught, as a value; read from TOML, without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from edgevlm.runtime.spec import Spec
+
+Option = bool | int | float | str
+
+
+class Term(Spec, frozen=True, kw_only=True):
+    """One objective in the loss.
+
+    Args:
+        objective: a name in ``edgevlm.distillation.objectives.OBJECTIVES``.
+        weight: what its value is multiplied by.
+        options: its keyword arguments.
+    """
+
+    objective: str
+    weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    options: dict[str, Option] = {}
+
+
+class Recipe(Spec, frozen=True, kw_only=True):
+    """A training from the first step to the last.
+
+    Args:
+        name: as in ``--recipe``; a file's stem.
+        sources: the papers that it follows.
+        terms: the loss is their weighed sum.
+        learning_rate: at its highest; it warms up over ``warmup_share`` of the steps and falls along a half cosine.
+        batch_size: over all processes, for one step of the optimizer.
+        n_accumulated: in so many parts each process takes its share of a batch.
+        average: of the exponential moving average of the weights, which then is the student; 0 keeps none.
+        precision: what the student's forward pass computes in; ``fp16`` needs a GPU.
+        augmentation: what is done to a picture before teacher and student see it, drawn from (seed, picture, variant).
+        n_variants: so many augmented versions of each picture are drawn; later epochs see them again. What a teacher
+            says of each is computed once.
+        top_k: of stored logits; 0 keeps all.
+        inherits: start from the teacher's layers where the student's have the same shape.
+        patience: without a better metric over so many checkpoints the training stops; 0 goes on to the end.
+    """
+
+    name: str
+    description: str = ""
+    sources: dict[str, str] = {}
+    terms: Annotated[tuple[Term, ...], msgspec.Meta(min_length=1)]
+    n_steps: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] = 64
+    n_accumulated: Annotated[int, msgspec.Meta(ge=1)] = 1
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
+    warmup_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.05
+    clip_norm: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    average: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    augmentation: Literal["none", "flip", "crop-flip"] = "crop-flip"
+    n_variants: Annotated[int, msgspec.Meta(ge=1)] = 1
+    top_k: Annotated[int, msgspec.Meta(ge=0)] = 0
+    inherits: bool = False
+    checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 100
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 0
+    seed: int = 0
