@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from edgevlm.data_files import data_folder, data_names, read_toml
 from edgevlm.errors import MissingToolError, UsageError, did_you_mean
@@ -26,6 +28,8 @@ _OPENVINO_ARCHES = ("x86-64", "aarch64")
 
 # What only the other architecture has, by how its name begins.
 _FOREIGN_ISA = {"aarch64": ("avx", "sse", "amx", "fma", "f16c"), "x86-64": ("asimd", "sve", "sme", "i8mm")}
+
+Peak = Literal["float32_gmac_per_s", "bf16_gmac_per_s", "int8_gmac_per_s", "bandwidth_gb_per_s"]
 
 # The IR that first holds each operator set. Source: the table in ONNX's docs/Versioning.md.
 IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
@@ -48,6 +52,7 @@ class Target(Spec, frozen=True, kw_only=True):
         runtimes: the version of each backend that is to be expected there, where that is not the newest.
         compute_capability: of its NVIDIA GPU, such as ``8.7``; empty where it has none.
         emulated_as: QEMU's name of its processor, where an emulator can stand in for it.
+        peaks: the best rates that a backend reached there with all cores, as ``targets detect`` measures them.
         sources: where each fact comes from, by the fact's name.
     """
 
@@ -65,6 +70,7 @@ class Target(Spec, frozen=True, kw_only=True):
     runtimes: dict[str, str] = {}
     compute_capability: str = ""
     emulated_as: str = ""
+    peaks: dict[Peak, Annotated[float, msgspec.Meta(gt=0)]] = {}
     sources: dict[str, str] = {}
 
     def __post_init__(self) -> None:

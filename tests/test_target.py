@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevlm import targets
-from edgevlm.errors import EdgeVLMError, MissingToolError, UsageError
+from edgevlm.errors import EdgeVLMError, MissingToolError, ModelError, UsageError
+from edgevlm.measure.peak import Peak, Rate
+from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.target import (
     Target,
@@ -48,6 +50,8 @@ def test_a_target_with_unknown_words_is_refused_with_the_nearest(tmp_path):
         ("n_cores = -1", "negative"),
         ('n_cores = "two"', "n_cores"),
         ("name = 3", "TOML"),
+        ("peaks = { int8_tops = 4.0 }", "peaks"),
+        ("peaks = { int8_gmac_per_s = 0.0 }", "peaks"),
     ],
 )
 def test_wrong_values_are_named(tmp_path, line, word):
@@ -81,11 +85,50 @@ def test_text_and_value_are_inverses(tmp_path_factory, description, isa, sources
 
 def test_the_host_can_be_detected_written_and_used(tmp_path):
     file = tmp_path / "board.toml"
-    written = targets.detect(file)
-    assert load_target(str(file)) == written
+    written = targets.detect(file, is_measured=False)
+    assert load_target(str(file)) == written and not written.peaks
     assert why_not_at_hand(written, MACHINE) == ""
     with pytest.raises(EdgeVLMError, match="exists already"):
         targets.detect(file)
+
+
+def peak_of(backend, *, int8, is_valid=True):
+    probe = "MatMul 256×512×512"
+    rates = [Rate(precision=p, gmac_per_s=v, probe=probe, by_probe={}) for p, v in (("float32", 50.0), ("int8", int8))]
+    return Peak(
+        backend=backend, version="1.0", n_threads=2, rates=tuple(rates), bandwidth_gb_per_s=30.04, disagreement=0.0,
+        is_valid=is_valid, machine="board",
+    )  # fmt: skip
+
+
+def test_the_rates_of_a_detected_target_are_the_best_of_its_backends(monkeypatch, tmp_path):
+    found = {"onnxruntime": peak_of("onnxruntime", int8=200.0), "openvino": peak_of("openvino", int8=210.0)}
+    monkeypatch.setattr("edgevlm.measure.peak.measure_peak", lambda *, backend: found[backend])
+    backends = [name for name in found if load_backend(name).version()]
+    target = targets.with_peaks(host_target(MACHINE, name="board"))
+    best = max(found[name].rates[1].gmac_per_s for name in backends)
+    assert target.peaks == {"float32_gmac_per_s": 50.0, "int8_gmac_per_s": best, "bandwidth_gb_per_s": 30.0}
+    assert "onnxruntime 1.0, 2 threads" in target.sources["peaks.float32_gmac_per_s"]
+    file = tmp_path / "board.toml"
+    file.write_text(target_text(target), encoding="utf-8")
+    assert read_target(str(file)) == target
+
+
+def test_rates_that_a_busy_machine_gave_are_called_so(monkeypatch):
+    monkeypatch.setattr(
+        "edgevlm.measure.peak.measure_peak", lambda *, backend: peak_of(backend, int8=9.0, is_valid=False)
+    )
+    target = targets.with_peaks(host_target(MACHINE, name="board"))
+    assert all("too low" in words for key, words in target.sources.items() if key.startswith("peaks."))
+
+
+def test_rates_that_cannot_be_measured_are_left_out_with_the_reason(monkeypatch):
+    def fails(*, backend):
+        raise ModelError(f"The peak of {backend} could not be measured: it is gone")
+
+    monkeypatch.setattr("edgevlm.measure.peak.measure_peak", fails)
+    target = targets.with_peaks(host_target(MACHINE, name="board"))
+    assert target.peaks == {} and "could not be measured" in target.sources["peaks"]
 
 
 def test_another_machine_is_told_apart():

@@ -47,12 +47,13 @@ def show_command(target: str, output: Output) -> None:
 
 @targets_group.command("detect")
 @click.option("-o", "--output", "file", type=click.Path(path_type=Path), help="Write it to this new .toml file.")
+@click.option("--no-peaks", is_flag=True, help="Leave out what is measured: the best rates and the bandwidth.")
 @short_output_options
-def detect_command(file: Path | None, output: Output) -> None:
-    """This machine as a target file."""
+def detect_command(file: Path | None, no_peaks: bool, output: Output) -> None:
+    """This machine as a target file, with the best rates that its backends reach (some seconds each)."""
     from edgevlm import targets
 
-    found = targets.detect(file)
+    found = targets.detect(file, is_measured=not no_peaks)
     text = _text(found)
     output.value(found, f"{text}\n\nwritten to {file}; use it with --target {file}" if file else text)
 
