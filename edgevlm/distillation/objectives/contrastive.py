@@ -80,9 +80,10 @@ def alter(step: Step, min_area: float) -> Tensor:
     """Each picture's pixels cropped at random, at their old size, and mirrored half of the time."""
     pictures = step.batch.pixel_values
     area, ratio, across, down, mirror = draw(step, 5, len(pictures))
-    area = min_area + (1 - min_area) * area
-    stretch = ((2 * ratio - 1) * _LOG_RATIO / 2).exp()
-    width, height = (area.sqrt() * stretch).clamp(max=1), (area.sqrt() / stretch).clamp(max=1)
+    side = (min_area + (1 - min_area) * area).sqrt()
+    # No more stretched than fits into the picture.
+    stretch = ((2 * ratio - 1) * _LOG_RATIO / 2).exp().clamp(min=side, max=1 / side)
+    width, height = side * stretch, side / stretch
     moves = torch.zeros(len(pictures), 2, 3, device=pictures.device)
     moves[:, 0, 0] = torch.where(mirror < 0.5, -width, width)
     moves[:, 1, 1] = height

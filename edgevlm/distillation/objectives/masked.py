@@ -26,8 +26,8 @@ class MaskedImage(Head):
     Args:
         ratio: of the patches that are hidden.
         cells: a patch is so many cells wide.
-        detail: each cell predicts so many pixels across, of the picture made that small; SimMIM lost nothing down to a
-            quarter of the resolution, which 8 is where the stride is 32.
+        detail: each cell predicts so many pixels across, of the picture made that small. SimMIM's results were alike
+            for pictures of 192 pixels predicted at 12 to 192; 8 for a stride of 32 would be 48.
 
     Source: Xie et al. 2022 (SimMIM), arXiv:2111.09886, sections 3 and 4.1.
     """
