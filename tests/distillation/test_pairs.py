@@ -108,6 +108,8 @@ def test_an_unknown_label_is_a_label_of_its_own():
     step = make_step(labels=torch.full((N,), -1))
     one = value_of("image-text-label-contrastive", step)
     assert one.item() == pytest.approx(value_of("image-text-contrastive", step).item(), rel=1e-6)
+    none = value_of("image-text-label-contrastive", make_step(labels=None))
+    assert none.item() == pytest.approx(one.item(), rel=1e-6)
 
 
 def test_texts_are_known_by_their_tokens_however_they_are_padded():

@@ -121,15 +121,17 @@ class ImageText(Head):
 class ImageTextLabel(ImageText):
     """The same, with the texts of all pictures of one label belonging to each of them.
 
-    A picture without a label has its own text alone.
+    A picture without a label has its own text alone, as all have in a data set without labels.
 
     Source: Yang et al. 2022 (UniCL), arXiv:2204.03610, equations 2 to 4.
     """
 
     def positives(self, step: Step) -> Tensor:
-        assert step.batch.labels is not None
+        positives = super().positives(step)
+        if step.batch.labels is None:
+            return positives
         labels = step.gather(step.batch.labels)
-        return ((labels[:, None] == labels) & (labels >= 0)) | super().positives(step)
+        return positives | ((labels[:, None] == labels) & (labels >= 0))
 
 
 def contrast(scores: Tensor, positives: Tensor) -> Tensor:
@@ -158,8 +160,8 @@ IMAGE_TEXT = Objective(
 IMAGE_TEXT_LABEL = Objective(
     compute=ImageTextLabel,
     student=("image_embeds", "text_embeds"),
-    batch=("input_ids", "labels"),
+    batch=("input_ids",),
     n_axes=1,
-    formula="the same, to all pairs of the same label in equal shares",
+    formula="the same, to all pairs of one label, where there are labels, in equal shares",
     source="UniCL, arXiv:2204.03610",
 )

@@ -56,8 +56,9 @@ def dense_logits(outputs: Outputs, n_classes: int) -> Tensor:
     """``logits`` as they are, or rebuilt from the largest few and the log-sum-exp of all others.
 
     The others share their probability evenly. At temperature 1 the few keep their own probabilities exactly, and so
-    does the sum of the others. At a higher temperature that even share grows more than the true one: the teacher
-    looks less sure than it is, the more so the fewer were stored.
+    does the sum of the others; at other temperatures they do not, since the others are not even. Measured with the
+    1000 classes of MobileNetV2 on 200 pictures, so much of the probability lies elsewhere than the teacher put it:
+    with 10 stored 5 % at temperature 1, 18 % at 2, 10 % at 4; with 100 stored 2 %, 11 % and 7 %.
 
     Shapes:  values and indices [n, k], rest [n] -> [n, n_classes].
     Source:  Wu et al. 2022 (TinyViT), arXiv:2207.10666, section 3.1.

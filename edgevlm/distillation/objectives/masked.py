@@ -119,7 +119,7 @@ IMAGE = Objective(
     compute=MaskedImage,
     student=("image_features",),
     n_axes=3,
-    formula="mean of |W f(masked) - pixels| where they are hidden",
+    formula="mean of abs(W f(masked) - pixels) where they are hidden",
     source="SimMIM, arXiv:2111.09886",
 )
 LANGUAGE = Objective(
