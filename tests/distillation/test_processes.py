@@ -50,7 +50,8 @@ def learn(rank, store, result):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     learner = Learner()
     rows = torch.arange(2 * N)[rank * N : (rank + 1) * N]
-    values = DistributedDataParallel(learner)(rows, lambda value: torch.cat(all_gather(value.contiguous())))
+    averaging = DistributedDataParallel(learner)
+    values = averaging(rows, lambda value: torch.cat(all_gather(value.contiguous())))
     values.sum().backward()
     if rank == 0:
         gradients = {name: parameter.grad for name, parameter in learner.named_parameters()}
