@@ -159,9 +159,24 @@ def test_texts_of_two_tokens_hide_nothing():
     assert loss.item() == 0
 
 
-@pytest.mark.parametrize(
-    ("n_tokens", "mask_token", "lacks"), [(None, None, "no tokenizer"), (40, None, "a tokenizer without a mask token")]
-)
-def test_hiding_tokens_needs_a_mask_token(n_tokens, mask_token, lacks):
-    with pytest.raises(UsageError, match=rf"Term 1 of the recipe \('masked-language'\): .* has {lacks}"):
-        objectives_of("masked-language", n_tokens=n_tokens, mask_token=mask_token)
+def test_without_a_mask_token_any_token_hides_another():
+    step, student, _ = many(2000)
+    objectives = objectives_of("masked-language", mask_token=None)
+    assert objectives.notes == (
+        "masked-language: the tokenizer has no mask token; hidden tokens become any other",
+    )
+    (head,) = objectives.heads.values()
+    chosen = head.choose(many(2000)[0], step.batch.input_ids)
+    objectives(step)
+    saw, said = student.saw.input_ids[chosen], step.batch.input_ids[chosen]
+    near = 4 * math.sqrt(0.25 / len(said))
+    assert (saw == said).float().mean().item() == pytest.approx(0.2 + 0.8 / TOKENS, abs=near)
+    # One in as many as there are.
+    counts = torch.bincount(saw[saw != said], minlength=TOKENS)
+    assert counts.min() > 0
+    assert counts.max() < 2.5 * counts.float().mean()
+
+
+def test_hiding_tokens_needs_a_tokenizer():
+    with pytest.raises(UsageError, match=r"Term 1 of the recipe \('masked-language'\): .* the student has none"):
+        objectives_of("masked-language", n_tokens=None, mask_token=None)

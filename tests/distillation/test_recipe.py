@@ -21,6 +21,7 @@ def test_the_built_in_recipes():
         "clip-affinity",
         "clip-reinforced",
         "edgesam",
+        "features",
         "labels",
         "logits",
         "mobilesam",
