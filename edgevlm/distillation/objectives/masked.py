@@ -12,8 +12,8 @@ from edgevlm.distillation.objectives.objective import Count, Head, Objective, Sh
 from edgevlm.distillation.step import Step
 from edgevlm.errors import UsageError
 
-# Of the hidden tokens so many become the mask token, and so many any other (Devlin et al. 2019, section 3.1); and without
-# a mask token (appendix C.2, table 8: 83.7 on MNLI against 84.2).
+# Of the hidden tokens so many become the mask token, and so many any other (Devlin et al. 2019, section 3.1); the same
+# without a mask token (appendix C.2, table 8: 83.7 on MNLI against 84.2).
 _SHARES = (0.8, 0.1)
 _SHARES_UNMASKED = (0.0, 0.8)
 
