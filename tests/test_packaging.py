@@ -16,6 +16,7 @@ from edgevlm.data import shapes
 from tests.fast import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPES = tuple((ROOT / "edgevlm" / "distillation" / "recipes").glob("*.toml"))
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "jinja2", "matplotlib", "rich", "pyarrow", "safetensors")
 
 
@@ -94,6 +95,7 @@ def test_the_wheel_holds_the_data_folders_the_model_and_the_licence(wheel):
             assert f"edgevlm/_data/{folder}/{file.name}" in names
     assert {"edgevlm/py.typed", "edgevlm/data/demo_model/model.safetensors", "edgevlm/data/imagenet.txt"} <= names
     assert any(name.endswith(".j2") for name in names)
+    assert {f"edgevlm/distillation/recipes/{file.name}" for file in RECIPES} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 

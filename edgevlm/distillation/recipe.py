@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
+from edgevlm.data_files import read_toml
+from edgevlm.errors import UsageError, did_you_mean
 from edgevlm.runtime.spec import Spec
+
+_RECIPES = Path(__file__).parent / "recipes"
 
 Option = bool | int | float | str
 
@@ -65,3 +70,30 @@ class Recipe(Spec, frozen=True, kw_only=True):
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 100
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0
     seed: int = 0
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The built-in recipe called so, or the one in a TOML file.
+
+    Raises: UsageError: there is no such recipe, or its file is wrong.
+    """
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        path = Path(name_or_path)
+    elif name_or_path in recipe_names():
+        path = _RECIPES / f"{name_or_path}.toml"
+    else:
+        raise UsageError(
+            f"There is no recipe '{name_or_path}'.",
+            hint=did_you_mean(name_or_path, recipe_names()) + " A path to a TOML file works too.",
+        )
+    recipe = read_toml(path, Recipe, what="recipe")
+    if recipe.name != path.stem:
+        raise UsageError(
+            f"The recipe '{path}' calls itself '{recipe.name}', but its file name says '{path.stem}'.",
+            hint=f'Set name = "{path.stem}" or rename the file.',
+        )
+    return recipe
+
+
+def recipe_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in _RECIPES.glob("*.toml")))

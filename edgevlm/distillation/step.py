@@ -22,7 +22,8 @@ class Batch:
         labels: of each picture; -1 where unknown; null where the data set has none.
         input_ids, attention_mask: the batch's distinct texts, where it has texts.
         text_index: which text belongs to each picture.
-        prompts: points, boxes and masks of the task mask-generation.
+        prompts: points, boxes and masks of the task mask-generation, named as Transformers does: ``input_points``
+            [n, p, k, 2] in pixels of ``pixel_values``, ``input_labels`` [n, p, k], ``input_boxes`` [n, p, 4].
 
     Shapes: pixel_values [n, 3, height, width], labels int64 [n], input_ids int64 [m, length], text_index int64 [n].
     """
