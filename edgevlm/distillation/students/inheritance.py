@@ -22,29 +22,29 @@ def inherit_weights(student: Any, teacher: Any) -> tuple[str, ...]:
 
     with torch.no_grad():
         found = [
-            *_tower("text tower", getattr(student, "text_model", None), getattr(teacher, "text_model", None)),
-            *_tower("image tower", *_image_towers(student, teacher)),
+            *_text_tower(getattr(student, "text_model", None), getattr(teacher, "text_model", None)),
+            *_image_tower(student, teacher),
             *_tensors("text projection", student, teacher, ("text_projection.weight",)),
             *_tensors("logit scale", student, teacher, ("logit_scale",)),
         ]
     return tuple(found)
 
 
-def _image_towers(student: Any, teacher: Any) -> tuple[Any, Any]:
+def _image_tower(student: Any, teacher: Any) -> list[str]:
     pair = [getattr(module, "vision_model", None) for module in (student, teacher)]
-    if pair == [None, None] and not any(hasattr(module, "text_model") for module in (student, teacher)):
+    if pair == [None, None]:
         pair = [getattr(module, "base_model", module) for module in (student, teacher)]
+    ours, theirs = pair
     # Layers of the same names in towers of other classes compute other things.
-    return (pair[0], pair[1]) if type(pair[0]) is type(pair[1]) else (None, None)
+    if ours is None or type(ours) is not type(theirs):
+        return []
+    return _tensors("image tower", ours, theirs, tuple(ours.state_dict()))
 
 
-def _tower(what: str, student: Any, teacher: Any) -> list[str]:
+def _text_tower(student: Any, teacher: Any) -> list[str]:
     if student is None or teacher is None:
         return []
-    layers, their_layers = _layers(student), _layers(teacher)
-    if layers is None or their_layers is None:
-        return _tensors(what, student, teacher, tuple(student.state_dict()))
-    (name, ours), (their_name, theirs) = layers, their_layers
+    (name, ours), (their_name, theirs) = _layers(student), _layers(teacher)
     found = []
     if name == their_name and len(ours) <= len(theirs):
         # The first and the last among them; halves go to the even neighbour.
@@ -53,21 +53,17 @@ def _tower(what: str, student: Any, teacher: Any) -> list[str]:
             for layer, i in zip(ours, chosen, strict=True):
                 layer.load_state_dict(theirs[i].state_dict())
             numbers = ", ".join(str(i + 1) for i in chosen)
-            found.append(f"The {what}'s {len(ours)} layers are the teacher's {numbers} of {len(theirs)}.")
+            found.append(f"The text tower's {len(ours)} layers are the teacher's {numbers} of {len(theirs)}.")
     outside = tuple(key for key in student.state_dict() if not key.startswith(f"{name}."))
-    return found + _tensors(what, student, teacher, outside)
+    return found + _tensors("text tower", student, teacher, outside)
 
 
-def _layers(tower: Any) -> tuple[str, Any] | None:
-    """The longest list of equal layers in a tower and its name."""
+def _layers(tower: Any) -> tuple[str, Any]:
+    """The longest list of layers in a tower and its name."""
     import torch
 
-    lists = [
-        (name, part)
-        for name, part in tower.named_modules()
-        if isinstance(part, torch.nn.ModuleList) and len({type(layer) for layer in part}) == 1
-    ]
-    return max(lists, key=lambda found: len(found[1]), default=None)
+    lists = [(name, part) for name, part in tower.named_modules() if isinstance(part, torch.nn.ModuleList)]
+    return max(lists, key=lambda found: len(found[1]), default=("", ()))
 
 
 def _is_like(ours: Any, theirs: Any) -> bool:

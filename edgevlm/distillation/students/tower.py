@@ -145,18 +145,18 @@ class TowerStudent:
     def _two_towers(self, teacher: Model, image: ImageProcessing) -> Any:
         import transformers
 
-        space = _TeachersSpace.read(teacher)
+        space = TeachersSpace.read(teacher)
         # ``VisionTextDualEncoderModel`` asks the image tower's configuration for the width of its pooled features.
         config = transformers.VisionTextDualEncoderConfig(
             vision_config=self._tower_config(image, hidden_size=self.width).to_dict(),
-            text_config=_text_config(self.text, space).to_dict(),
+            text_config=text_config(self.text, space).to_dict(),
             projection_dim=space.projection_dim,
         )
         return transformers.VisionTextDualEncoderModel._from_config(config, attn_implementation="eager")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TeachersSpace:
+class TeachersSpace:
     """What a student's text tower takes over from its teacher."""
 
     projection_dim: int
@@ -171,7 +171,11 @@ class _TeachersSpace:
     pad_token_id: int
 
     @classmethod
-    def read(cls, teacher: Model) -> _TeachersSpace:
+    def read(cls, teacher: Model) -> TeachersSpace:
+        """From the teacher's configuration and tokenizer; no weights are loaded.
+
+        Raises: UsageError: it has no text tower. ModelError: its tokenizer marks no end of a text.
+        """
         import transformers
 
         text = teacher.processing.text
@@ -227,7 +231,8 @@ def _special_tokens(teacher: Model) -> tuple[int | None, int]:
     return start, end
 
 
-def _text_config(size: TextTower, space: _TeachersSpace) -> Any:
+def text_config(size: TextTower, space: TeachersSpace) -> Any:
+    """Transformers' configuration of a student's text tower."""
     import transformers
 
     width = min(size.width, space.width)
