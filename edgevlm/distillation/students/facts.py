@@ -40,8 +40,8 @@ class StudentFacts(Spec, frozen=True, kw_only=True):
 
     Args:
         n_parameters: of all weights.
-        n_macs: of all graphs together.
-        graphs: by name.
+        n_macs: of all ``graphs`` together.
+        graphs: by name, those that take a picture or texts and nothing else.
         latency_ms: the median of each graph that could be exported, in float32 at batch 1 on this machine; empty where
             nothing was timed. Weights do not change it, so the student's is known before it is trained.
         reasons: why a latency is missing, or the measurement is not valid; a sentence each.
@@ -74,7 +74,7 @@ def count(module: Any, model: Model) -> StudentFacts:
 
     Source: torch.utils.flop_counter, which counts two operations for each multiply-accumulate.
     """
-    graphs = {graph.name: _count_graph(module, model, graph) for graph in model.graphs}
+    graphs = {graph.name: _count_graph(module, model, graph) for graph in _plain_graphs(model)}
     image = model.processing.image
     return StudentFacts(
         name=model.name,
@@ -137,6 +137,12 @@ def real_inputs(model: Model, graph: Graph) -> Mapping[str, Array]:
     return {image.input_name: np.stack([preprocess(picture, image) for picture in drawn])}
 
 
+def _plain_graphs(model: Model) -> tuple[Graph, ...]:
+    """Those for which there is a real input without asking the model; a mask decoder takes what an encoder gives."""
+    plain = {model.processing.image.input_name, "input_ids", "attention_mask"}
+    return tuple(graph for graph in model.graphs if {spec.name for spec in graph.inputs} <= plain)
+
+
 def _count_graph(module: Any, model: Model, graph: Graph) -> GraphFacts:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -183,11 +189,12 @@ def _time_in_turns(
 
     reasons: dict[str, list[str]] = {who: [] for who in models}
     comparisons: dict[str, Comparison] = {}
-    for graph in models[STUDENT].graphs:
+    for graph in _plain_graphs(models[STUDENT]):
         subjects = []
         for who, model in models.items():
             # A teacher's only graph is the student's only one, whatever their names.
-            its = next((each for each in model.graphs if each.name == graph.name or len(model.graphs) == 1), None)
+            graphs = _plain_graphs(model)
+            its = next((each for each in graphs if each.name == graph.name or len(graphs) == 1), None)
             try:
                 if its is not None:
                     subjects.append(_subject(who, model, its, folder / who, progress))

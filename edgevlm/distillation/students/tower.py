@@ -163,6 +163,7 @@ class TeachersSpace:
     vocab_size: int
     length: int
     width: int
+    mlp_width: int
     n_layers: int
     n_heads: int
     hidden_act: str
@@ -192,6 +193,7 @@ class TeachersSpace:
             vocab_size=tower.vocab_size,
             length=text.max_length,
             width=tower.hidden_size,
+            mlp_width=tower.intermediate_size,
             n_layers=tower.num_hidden_layers,
             n_heads=tower.num_attention_heads,
             hidden_act=tower.hidden_act,
@@ -241,7 +243,7 @@ def text_config(size: TextTower, space: TeachersSpace) -> Any:
         vocab_size=space.vocab_size,
         max_position_embeddings=space.length,
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=space.mlp_width if is_teachers else 4 * width,
         num_hidden_layers=min(size.n_layers, space.n_layers),
         num_attention_heads=space.n_heads if is_teachers else width // _CLIP_HEAD_WIDTH,
         hidden_act=space.hidden_act,
