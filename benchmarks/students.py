@@ -52,10 +52,9 @@ def table() -> str:
         found = [count_classifier(student, size) for size in SIZES]
         macs = "".join(f" {n_macs / 1e6:,.0f} |" for _, n_macs in found)
         text = text_parameters(student)
-        lines.append(
-            f"| `{name}` | {found[0][0] / 1e6:.2f} M |{macs} {student.width} | "
-            f"{student.text.n_layers} × {student.text.width} | {text['layers'] / 1e6:.2f} M | {text['words'] / 1e6:.2f} M |"
-        )
+        tower = f"{student.text.n_layers} × {student.text.width}"
+        millions = " | ".join(f"{text[part] / 1e6:.2f} M" for part in ("layers", "words"))
+        lines.append(f"| `{name}` | {found[0][0] / 1e6:.2f} M |{macs} {student.width} | {tower} | {millions} |")
     return "\n".join(lines)
 
 

@@ -257,7 +257,7 @@ def image_processor_json(image: ImageProcessing) -> tuple[dict[str, Any], ImageP
             described |= _crop_json(crop)
         case _:
             raise ModelError(
-                f"no image processor of Transformers does {', '.join(step.__struct_config__.tag for step in shapes)}.",
+                f"no image processor of Transformers does {', '.join(str(s.__struct_config__.tag) for s in shapes)}.",
                 hint="Use a model whose pictures are resized and then, if at all, cropped.",
             )
     values = _plain_values([step for step in image.steps if step not in shapes])
@@ -276,9 +276,8 @@ def image_processor_json(image: ImageProcessing) -> tuple[dict[str, Any], ImageP
 
 
 def _resize_json(step: Resize, numbers: Mapping[Resample, int]) -> dict[str, Any]:
-    size = {"height": step.height, "width": step.width}
-    if step.shortest_edge is not None:
-        size = {"shortest_edge": step.shortest_edge}
+    is_square = step.shortest_edge is None
+    size = {"height": step.height, "width": step.width} if is_square else {"shortest_edge": step.shortest_edge}
     return {"do_resize": True, "size": size, "resample": numbers[step.resample]}
 
 

@@ -14,7 +14,7 @@ from tests.families.checkpoints import write_checkpoint
 
 def classifier(folder: Path) -> Model:
     """A ViT for 32×32 pictures of five classes, whose names are letters."""
-    labels = {i: letter for i, letter in enumerate("abcde")}
+    labels = dict(enumerate("abcde"))
     return read_model(str(write_checkpoint("ViTForImageClassification", folder, id2label=labels)))
 
 
@@ -24,9 +24,7 @@ def tower(folder: Path) -> Model:
 
 def said(task: str, *, labels: tuple[str, ...] = (), size: int = 64) -> Model:
     """An ONNX file that is not there."""
-    image = ImageProcessing(
-        height=size, width=size, steps=(Resize(height=size, width=size), Rescale(factor=1 / 255))
-    )
+    image = ImageProcessing(height=size, width=size, steps=(Resize(height=size, width=size), Rescale(factor=1 / 255)))
     inputs = (TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 3, size, size)),)
     return Model(
         name="said",

@@ -31,7 +31,7 @@ def inherit_weights(student: Any, teacher: Any) -> tuple[str, ...]:
 
 
 def _image_tower(student: Any, teacher: Any) -> list[str]:
-    pair = [getattr(module, "vision_model", None) for module in (student, teacher)]
+    pair: list[Any] = [getattr(module, "vision_model", None) for module in (student, teacher)]
     if pair == [None, None]:
         pair = [getattr(module, "base_model", module) for module in (student, teacher)]
     ours, theirs = pair

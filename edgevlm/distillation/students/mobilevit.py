@@ -1,9 +1,10 @@
 """MobileViT XXS, XS and S: convolutions with a few transformer blocks over unfolded patches.
 
-Paper: MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer, arXiv:2110.02178 (table 4 and
-appendix A; the counts in docs/students.md are those of its table 1: 1.3, 2.3 and 5.6 million parameters).
+Paper: MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer, arXiv:2110.02178 (1.3, 2.3
+and 5.6 million parameters).
 Code: Transformers' ``MobileViTModel`` (Apache-2.0), in the configurations of apple/mobilevit-xx-small, -x-small and
--small; no weights are taken from there.
+-small; no weights are taken from there. The paper's dropout inside the transformer blocks is left out: it would add
+noise to the very features that are compared with a teacher's.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ class TextTower(Spec, frozen=True, kw_only=True):
     n_layers: int
 
 
-# TinyCLIP's text towers of 3 and 19 million parameters without embeddings (arXiv:2309.12314, table 1). The larger is as
-# wide as those of CLIP's ViT-B, so that their layers can be inherited. Neither stands in the way of a picture: where the
-# labels are known, their embeddings are computed once.
+# As large as the text towers of TinyCLIP's "Text-3M" and "Text-19M" (arXiv:2309.12314). The larger is as wide as those
+# of CLIP's ViT-B, so that their layers can be inherited. Neither costs a picture time: where the labels are known,
+# their embeddings are computed once.
 SMALL_TEXT = TextTower(width=256, n_layers=3)
 LARGE_TEXT = TextTower(width=512, n_layers=6)
 
@@ -112,7 +112,7 @@ class TowerStudent:
         """The teacher's own, at the student's size.
 
         Not the BGR without mean and deviation that MobileViT's checkpoints want: a student starts without weights, so
-        nothing ties it to them, its first batch norm takes up any other mean and deviation, and where the sizes are
+        nothing ties it to them, its first convolution takes up any other mean and deviation, and where the sizes are
         equal teacher and student see the very same pixels, prepared once.
         """
         return students_pictures(teacher, image_size)
@@ -152,7 +152,8 @@ class TowerStudent:
             text_config=text_config(self.text, space).to_dict(),
             projection_dim=space.projection_dim,
         )
-        return transformers.VisionTextDualEncoderModel._from_config(config, attn_implementation="eager")
+        dual_encoder: Any = transformers.VisionTextDualEncoderModel
+        return dual_encoder._from_config(config, attn_implementation="eager")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,11 +291,10 @@ def _labels(teacher: Model, n_classes: int | None) -> tuple[str, ...]:
 
 
 def _start_afresh(module: Any) -> None:
-    """Initialize the image tower as its papers' code does: He's normal for convolutions, 1 for batch norms.
+    """He's initialization for convolutions (arXiv:1502.01852), and batch norms that change nothing yet.
 
-    Transformers draws convolutions and, in MobileViT, batch norms' factors from a normal of deviation 0.02: what came
-    out of an untrained XXS was then below 1e-42, and so were its gradients. Over the inputs, not the outputs: a
-    depthwise kernel has few of the former. (arXiv:1502.01852.)
+    Transformers draws both convolutions and MobileViT's batch norms' factors from a normal of deviation 0.02: what came
+    out of an untrained XXS was then below 1e-42. By the number of inputs, not of outputs: a depthwise kernel has few.
     """
     import torch
 
