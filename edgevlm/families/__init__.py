@@ -20,6 +20,7 @@ FAMILIES: dict[str, str] = {
     "image_tower": "edgevlm.families.image_tower:ImageTower",
     "clip": "edgevlm.families.clip:Clip",
     "siglip": "edgevlm.families.siglip:Siglip",
+    "dual_encoder": "edgevlm.families.dual_encoder:DualEncoder",
     "torch_module": "edgevlm.families.torch_module:TorchModule",
 }
 
@@ -28,6 +29,9 @@ ZERO_SHOT = "zero-shot-image-classification"
 FEATURES = "image-feature-extraction"
 DETECT = "object-detection"
 SEGMENT = "semantic-segmentation"
+
+
+Sizes = Literal["fixed", "interpolated", "any"]
 
 
 class Architecture(Spec, frozen=True, kw_only=True):
@@ -40,7 +44,7 @@ class Architecture(Spec, frozen=True, kw_only=True):
     """
 
     tasks: tuple[str, ...]
-    sizes: Literal["fixed", "interpolated", "any"]
+    sizes: Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,10 @@ class Family:
         """The part of the configuration that describes the image tower."""
         return checkpoint.config
 
+    def sizes(self, checkpoint: Checkpoint) -> Sizes:
+        """Which picture sizes the weights allow."""
+        return self.architectures[checkpoint.architecture].sizes
+
     def options(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """What loading must know beside the configuration."""
         return {}
@@ -138,7 +146,7 @@ def check_size(family: Family, checkpoint: Checkpoint, image: ImageProcessing, *
         is_asked: the size was asked for with ``image_size``, so interpolating is what the user wants.
     Raises: ModelError: they do not.
     """
-    sizes = family.architectures[checkpoint.architecture].sizes
+    sizes = family.sizes(checkpoint)
     config = family.vision_config(checkpoint)
     trained = config.get("image_size")
     if sizes == "any" or trained is None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from edgevlm.errors import ModelError, did_you_mean
 from edgevlm.ingest.weights import read_json
 from edgevlm.runtime.spec import (
@@ -225,10 +227,86 @@ def image_processing(
     if values.get("do_center_crop", processor.does_crop):
         steps.append(_crop_of(values, processor, where))
     height, width = _final_size(steps, where)
-    if image_size is not None:
-        steps = [_scaled(step, image_size / height, image_size / width) for step in steps]
-        height = width = image_size
-    return ImageProcessing(height=height, width=width, steps=(*steps, *_value_steps(values, processor, where)))
+    made = ImageProcessing(height=height, width=width, steps=(*steps, *_value_steps(values, processor, where)))
+    return made if image_size is None else at_size(made, image_size)
+
+
+def at_size(image: ImageProcessing, image_size: int) -> ImageProcessing:
+    """The same with resizing and crop scaled in proportion, so that pictures come out this high and wide."""
+    steps = tuple(_scaled(step, image_size / image.height, image_size / image.width) for step in image.steps)
+    return msgspec.structs.replace(image, height=image_size, width=image_size, steps=steps)
+
+
+def image_processor_json(image: ImageProcessing) -> tuple[dict[str, Any], ImageProcessing]:
+    """What ``preprocessor_config.json`` says of ``image``, and the steps that it is read as: those, or their equal.
+
+    Whatever is done to values becomes one rescaling and at most one normalization; a channel order other than RGB only
+    stays where nothing is normalized, since no class does both and what sees the pictures is yet to be trained.
+
+    Raises: ModelError: no image processor of Transformers does these steps.
+    """
+    shapes = [step for step in image.steps if not isinstance(step, Rescale | Normalize | FlipChannels)]
+    described: dict[str, Any] = {"do_convert_rgb": True, "do_resize": False, "do_center_crop": False}
+    numbers = {name: number for number, name in _RESAMPLES.items()}
+    match shapes:
+        case [Resize() as resize, CenterCrop() as crop]:
+            described |= _resize_json(resize, numbers) | _crop_json(crop)
+        case [Resize() as resize]:
+            described |= _resize_json(resize, numbers)
+        case [CenterCrop() as crop]:
+            described |= _crop_json(crop)
+        case _:
+            raise ModelError(
+                f"no image processor of Transformers does {', '.join(str(s.__struct_config__.tag) for s in shapes)}.",
+                hint="Use a model whose pictures are resized and then, if at all, cropped.",
+            )
+    values = _plain_values([step for step in image.steps if step not in shapes])
+    described["do_rescale"] = False
+    described["do_normalize"] = False
+    described["image_processor_type"] = "CLIPImageProcessor"
+    for step in values:
+        match step:
+            case Rescale():
+                described |= {"do_rescale": True, "rescale_factor": step.factor}
+            case Normalize():
+                described |= {"do_normalize": True, "image_mean": list(step.mean), "image_std": list(step.std)}
+            case FlipChannels():
+                described |= {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True}
+    return described, msgspec.structs.replace(image, steps=(*shapes, *values))
+
+
+def _resize_json(step: Resize, numbers: Mapping[Resample, int]) -> dict[str, Any]:
+    is_square = step.shortest_edge is None
+    size = {"height": step.height, "width": step.width} if is_square else {"shortest_edge": step.shortest_edge}
+    return {"do_resize": True, "size": size, "resample": numbers[step.resample]}
+
+
+def _crop_json(step: CenterCrop) -> dict[str, Any]:
+    return {"do_center_crop": True, "crop_size": {"height": step.height, "width": step.width}}
+
+
+def _plain_values(steps: list[ImageStep]) -> list[ImageStep]:
+    """Steps on values as an image processor of Transformers does them: those themselves where it can, else folded."""
+    match steps:
+        case [] | [Rescale(offset=0.0)] | [Rescale(offset=0.0), Normalize() | FlipChannels()] | [Normalize()]:
+            return steps
+    # value * factor + offset by channel; the colours stay where they are while flips are counted.
+    factor, offset, is_flipped = [1.0] * 3, [0.0] * 3, False
+    for step in steps:
+        match step:
+            case Rescale():
+                factor = [each * step.factor for each in factor]
+                offset = [each * step.factor + step.offset for each in offset]
+            case Normalize():
+                mean, std = step.mean[::-1] if is_flipped else step.mean, step.std[::-1] if is_flipped else step.std
+                factor = [each / s for each, s in zip(factor, std, strict=True)]
+                offset = [(each - m) / s for each, m, s in zip(offset, mean, std, strict=True)]
+            case FlipChannels():
+                is_flipped = not is_flipped
+    # (value / 255 - mean) / std is the same line.
+    deviation = [1 / (255 * each) for each in factor]
+    middle = [-each * s for each, s in zip(offset, deviation, strict=True)]
+    return [Rescale(factor=1 / 255), Normalize(mean=tuple(middle), std=tuple(deviation))]
 
 
 def _processor_of(config: Mapping[str, Any], model_type: str, where: str) -> Processor:

@@ -56,6 +56,12 @@ _TWO_TOWERS = {
     "vision_config": {**_PATCHES, "projection_dim": 16},
     "text_config": {**_TEXT, "bos_token_id": 1, "eos_token_id": 3},
 }
+_CAUSAL_TEXT = {**_TEXT, "model_type": "clip_text_model", "bos_token_id": 1, "eos_token_id": 3}
+_DUAL_ENCODER = {
+    "projection_dim": 16,
+    "vision_config": {**_MOBILEVIT, "model_type": "mobilevit", "hidden_size": 16},
+    "text_config": _CAUSAL_TEXT,
+}
 _FOCALNET = {"image_size": SIZE, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "focal_levels": [1, 1]}
 _FOCALNET |= {"focal_windows": [3, 3], "hidden_sizes": [8, 16]}
 _POOLFORMER = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
@@ -159,6 +165,14 @@ CHECKPOINTS = (
     _tower("ViTModel", "ViTConfig", VIT, _PATCHES),
     Tiny(architecture="CLIPModel", family="clip", config_class="CLIPConfig", processor=CLIP, config=_TWO_TOWERS),
     Tiny(
+        architecture="VisionTextDualEncoderModel",
+        family="dual_encoder",
+        config_class="VisionTextDualEncoderConfig",
+        processor="MobileViTImageProcessor",
+        config=_DUAL_ENCODER,
+        size=LARGE,
+    ),
+    Tiny(
         architecture="SiglipModel", family="siglip", config_class="SiglipConfig", processor=SIGLIP, config=_TWO_TOWERS
     ),
 )
@@ -189,7 +203,7 @@ def write_checkpoint(architecture: str, folder: Path, **changes: Any) -> Path:
     is_square = "height" in processor.size
     sizes["size"] = {"height": tiny.size, "width": tiny.size} if is_square else {"shortest_edge": tiny.size}
     processor(**sizes).save_pretrained(folder)
-    if tiny.family in ("clip", "siglip"):
+    if tiny.family in ("clip", "siglip", "dual_encoder"):
         write_tokenizer(folder)
     return folder
 
@@ -207,7 +221,7 @@ def _enliven(model: Any, size: int) -> None:
             norm.momentum = None  # take the statistics of the one batch that follows
             norm.train()
         if norms:
-            model(pixel_values=torch.randn(8, 3, size, size))
+            getattr(model, "get_image_features", model)(pixel_values=torch.randn(8, 3, size, size))
     model.eval()
 
 

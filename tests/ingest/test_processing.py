@@ -9,9 +9,18 @@ import pytest
 from PIL import Image
 
 from edgevlm.errors import ModelError
-from edgevlm.ingest.processing import PROCESSORS, image_processing
+from edgevlm.ingest.processing import PROCESSORS, at_size, image_processing, image_processor_json
 from edgevlm.runtime.image import check_image_processing, preprocess
-from edgevlm.runtime.spec import CenterCrop, FlipChannels, ImageProcessing, Normalize, Rescale, Resize
+from edgevlm.runtime.spec import (
+    CenterCrop,
+    FlipChannels,
+    ImageProcessing,
+    ImageStep,
+    Letterbox,
+    Normalize,
+    Rescale,
+    Resize,
+)
 
 PICTURE_SIZES = ((301, 200), (97, 180))
 
@@ -140,3 +149,53 @@ def test_convnext_wants_a_shortest_edge_and_an_unknown_type_a_name():
         processing_of({"image_processor_type": "ConvNextImageProcessor", "size": {"height": 224, "width": 224}})
     with pytest.raises(ModelError, match="does not say which image processor"):
         processing_of({}, model_type="sam")
+
+
+# --- back to JSON -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "config"), VARIANTS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)])
+def test_what_is_written_is_read_as_the_same(name: str, config: dict[str, Any]):
+    processing = processing_of({"image_processor_type": name, **config})
+    written, read = image_processor_json(processing)
+    assert processing_of(written) == read
+    if not name.startswith("EfficientNet"):  # whose values take a step more, or an offset
+        assert read == processing
+    for picture in pictures():
+        assert np.allclose(preprocess(picture, read), preprocess(picture, processing), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 100])
+def test_transformers_reads_what_is_written(size: int):
+    import transformers
+
+    for name in ("DeiTImageProcessor", "EfficientNetImageProcessor", "MobileViTImageProcessor", "SiglipImageProcessor"):
+        written, read = image_processor_json(at_size(processing_of({"image_processor_type": name}), size))
+        assert (read.height, read.width) == (size, size)
+        theirs = getattr(transformers, f"{written['image_processor_type']}Pil")(**written)
+        for picture in pictures():
+            expected = theirs(picture, return_tensors="np")["pixel_values"][0]
+            assert np.array_equal(preprocess(picture, read), expected.astype(np.float32))
+
+
+def test_values_in_another_channel_order_become_those_in_rgb():
+    """As a card of an ONNX file has it: BGR with a mean and deviation in that order."""
+    shape = (Resize(height=32, width=32),)
+    colours = Normalize(mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229))
+    orders: list[tuple[ImageStep, ...]] = [
+        (Rescale(factor=1 / 255), FlipChannels(), colours),
+        (FlipChannels(), Rescale(factor=1 / 255), colours),
+    ]
+    for steps in orders:
+        bgr = ImageProcessing(height=32, width=32, steps=(*shape, *steps))
+        written, read = image_processor_json(bgr)
+        assert written["image_mean"] == pytest.approx([0.485, 0.456, 0.406])
+        assert written["image_std"] == pytest.approx([0.229, 0.224, 0.225])
+        (picture, _) = pictures()
+        assert np.allclose(preprocess(picture, read), preprocess(picture, bgr)[::-1], rtol=0, atol=1e-5)
+
+
+def test_steps_that_no_class_does_are_named():
+    image = ImageProcessing(height=8, width=8, steps=(Letterbox(height=8, width=8), Rescale(factor=1 / 255)))
+    with pytest.raises(ModelError, match="does letterbox"):
+        image_processor_json(image)
