@@ -227,6 +227,39 @@ def test_an_emulator_that_is_unavailable_hurts_nothing_else(bundle, monkeypatch,
     assert exit_code_of(["verify", str(bundle)]) == 0
 
 
+MIRROR = "trixie main https://one.example"
+
+
+@pytest.mark.parametrize(
+    ("tools", "reason"),
+    [
+        ({}, "dpkg is not installed"),
+        ({"dpkg": "echo amd64"}, "apt-get is not installed"),
+        ({"dpkg": "echo amd64", "apt-get": "echo"}, "this machine's apt has no mirror of Debian"),
+        (
+            {"dpkg": "echo amd64", "apt-get": f'[ "$1" = indextargets ] || exit 100; echo {MIRROR}'},
+            "apt-get update of Debian's trixie failed (it said nothing)",
+        ),
+    ],
+    ids=["no Debian", "no apt", "no mirror", "no network"],
+)  # fmt: skip
+def test_where_qemu_cannot_be_had_a_sentence_says_why(tools, reason, bundle, tmp_path, monkeypatch, capsys):
+    from edgevlm.cli.main import exit_code_of
+
+    (tmp_path / "bin").mkdir()
+    for name, does in tools.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("EDGEVLM_DEBIAN_MIRROR", raising=False)
+    assert exit_code_of(["verify", str(bundle), "--emulate"]) == 3
+    said = capsys.readouterr().err
+    assert f"The emulator is unavailable: {reason}." in " ".join(said.split()) and "hint:" in said
+    assert [left.name for left in (tmp_path / "cache/emulators").iterdir()] == [".lock"]
+    assert exit_code_of(["verify", str(bundle)]) == 0
+
+
 def test_the_processor_is_the_targets_or_a_cortex_a76(bundle, tmp_path):
     assert emulated.cpu_for(open_bundle(bundle)) == "cortex-a76"
     strange = refitted(bundle, tmp_path / "strange", lambda made: msgspec.structs.replace(made, target="my-board"))
