@@ -8,13 +8,13 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevlm.devices.emulator import Emulator, prepare_emulator
+from edgevlm.devices.emulator import Emulator, prepare_emulator, prepare_openvino
 from edgevlm.devices.errors import error_from
 from edgevlm.errors import MissingToolError, UsageError, did_you_mean
-from edgevlm.progress import Progress, StepProgress, silent
+from edgevlm.progress import Note, Progress, StepProgress, silent
 from edgevlm.runtime.bundle import Bundle, open_bundle
 from edgevlm.runtime.machine import EMULATED
 from edgevlm.runtime.spec import Manifest, Spec, from_json
@@ -32,6 +32,9 @@ CPUS: dict[str, str] = {
     "neoverse-n2": "arm64 servers with SVE2",
 }
 DEFAULT_CPU = "cortex-a76"
+
+BACKENDS = ("onnxruntime", "openvino")
+"""What has arm64 wheels to emulate."""
 
 
 class EmulatedVerification(Spec, frozen=True, kw_only=True):
@@ -83,10 +86,12 @@ class EmulatedDevice:
         return True
 
     def run(self, verb: str, bundle: Path, options: Sequence[str | Path] = (), *, output: Path | None = None) -> bytes:
-        check_can_emulate(open_bundle(bundle))
+        opened = open_bundle(bundle)
+        check_can_emulate(opened)
+        device = replace(self, emulator=with_backends(self.emulator, opened, self.progress))
         words = [str(option.absolute() if isinstance(option, Path) else option) for option in options]
         written = ("--output", str(output.absolute())) if output is not None else ()
-        return self.run_module("edgevlm", verb, str(bundle.absolute()), *words, *written, "--json")
+        return device.run_module("edgevlm", verb, str(bundle.absolute()), *words, *written, "--json")
 
     def run_module(self, module: str, *arguments: str) -> bytes:
         """What ``python -m module arguments`` prints there; its standard error is told as progress.
@@ -179,19 +184,40 @@ def cpu_for(bundle: Bundle) -> str:
     return check_cpu(target.emulated_as or DEFAULT_CPU)
 
 
-def check_can_emulate(bundle: Bundle) -> None:
-    """Raises: MissingToolError: the bundle is for another architecture, or for more than ONNX Runtime."""
+def check_can_emulate(bundle: Bundle, *, backends: Sequence[str] = BACKENDS) -> None:
+    """Raises: MissingToolError: the bundle is for another architecture, or needs another backend than ``backends``."""
     manifest = bundle.manifest
     if manifest.requires.arch not in (None, "aarch64"):
         raise MissingToolError(
             f"The bundle '{manifest.name}' is for {manifest.requires.arch}, which no ARM processor can run.",
             hint="Compile the model for an ARM target, such as a Raspberry Pi.",
         )
-    if others := sorted({part.backend for part in manifest.components} - {"onnxruntime"}):
+    if others := sorted({part.backend for part in manifest.components} - set(backends)):
         raise MissingToolError(
-            f"The bundle '{manifest.name}' needs {', '.join(others)}, but the emulator has ONNX Runtime alone.",
-            hint="Compile it with --backends onnxruntime.",
+            f"The bundle '{manifest.name}' needs {', '.join(others)}, which is not emulated here.",
+            hint=f"Compile it with --backends {','.join(backends)}.",
         )
+
+
+def with_backends(emulator: Emulator, bundle: Bundle, progress: Progress) -> Emulator:
+    """The emulator with OpenVINO too, where the bundle or one of its forms needs it.
+
+    Where it cannot be had, forms that need it are left out, as on a device without it.
+
+    Raises: MissingToolError: it cannot be had, and the bundle itself needs it.
+    """
+    manifest = bundle.manifest
+    is_needed = any(part.backend == "openvino" for part in manifest.components)
+    is_used = any(part.backend == "openvino" for form in manifest.forms for part in form.components)
+    if not (is_needed or is_used):
+        return emulator
+    try:
+        return replace(emulator, libraries=(prepare_openvino(progress),))
+    except MissingToolError as error:
+        if is_needed:
+            raise
+        progress(Note(error.message))
+        return emulator
 
 
 def link_source(folder: Path) -> Path:

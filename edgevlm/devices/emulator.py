@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,13 @@ STEP = "set up the emulator"
 
 @dataclass(frozen=True, kw_only=True)
 class Emulator:
-    """A folder that holds QEMU, the arm64 system and edgevlm's dependencies."""
+    """A folder that holds QEMU, the arm64 system and edgevlm's dependencies.
+
+    Args: libraries: folders with more of them.
+    """
 
     root: Path
+    libraries: tuple[Path, ...] = ()
 
     @property
     def python(self) -> Path:
@@ -90,7 +94,7 @@ class Emulator:
             "QEMU_CPU": cpu,
             "QEMU_LD_PREFIX": str(self.sysroot),
             "PYTHONHOME": str(self.sysroot / "usr"),
-            "PYTHONPATH": os.pathsep.join((str(source), str(self.root / "site"))),
+            "PYTHONPATH": os.pathsep.join(map(str, (source, self.root / "site", *self.libraries))),
             "PYTHONNOUSERSITE": "1",
             "PYTHONSAFEPATH": "1",  # the folder that the user stands in may hold this machine's libraries
             "PYTHONPYCACHEPREFIX": str(self.root / "bytecode"),
@@ -124,6 +128,21 @@ def prepare_emulator(progress: Progress) -> Emulator:
         progress=progress,
     )
     return Emulator(root=root)
+
+
+def prepare_openvino(progress: Progress) -> Path:
+    """A folder with the OpenVINO that is installed here, for arm64. Raises: as ``prepare_emulator``."""
+    try:
+        version = importlib.metadata.version("openvino").partition("+")[0]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise unavailable("OpenVINO is not installed here", "Run: pip install 'edgevlm[openvino]'") from error
+    return prepared(
+        "openvino",
+        {"python": PYTHON, "openvino": version},
+        lambda folder: _install_wheels(folder, ["openvino"], {"openvino": version}),
+        needs=f"OpenVINO {version} for arm64: 30 MB from pip's package source",
+        progress=progress,
+    )
 
 
 def prepare_counting_qemu(progress: Progress) -> CountingQemu:
@@ -216,7 +235,7 @@ def _make_emulator(folder: Path, versions: Mapping[str, str], progress: Progress
     shutil.rmtree(folder / "usr")
     shutil.rmtree(folder / "apt")
     tell(f"fetching ONNX Runtime {versions.get('onnxruntime', '')} for arm64", 0.6)
-    _install_wheels(folder / "site", versions)
+    _install_wheels(folder / "site", DISTRIBUTIONS, versions)
     emulator = Emulator(root=folder)
     emulator.python.write_text(_PYTHON_SCRIPT.format(python=PYTHON))
     emulator.python.chmod(0o755)
@@ -233,12 +252,12 @@ def _empty_system(root: Path) -> Path:
     return root
 
 
-def _install_wheels(folder: Path, versions: Mapping[str, str]) -> None:
+def _install_wheels(folder: Path, names: Iterable[str], versions: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--python-version", PYTHON, "--implementation", "cp"]
     command += [f"--platform={platform}" for platform in _PLATFORMS]
     command += ["--target", str(folder)]
-    command += [f"{name}=={versions[name]}" if name in versions else name for name in DISTRIBUTIONS]
+    command += [f"{name}=={versions[name]}" if name in versions else name for name in names]
     hint = "See that `python -m pip` works and reaches a package index with these versions for arm64."
     run_tool(command, what="pip install for arm64", hint=hint)
 

@@ -86,7 +86,7 @@ def count_instructions(
              or the emulator, its plugin or a C compiler is not here. BundleError: the bundle breaks a rule.
     """
     bundle = open_bundle(path)
-    check_can_emulate(bundle)
+    check_can_emulate(bundle, backends=("onnxruntime",))  # OpenVINO makes its kernels as it opens a graph
     cpu = cpu or cpu_for(bundle)
     if cpu not in CPUS:
         raise UsageError(f"Instructions of '{cpu}' cannot be counted.", hint=did_you_mean(cpu, CPUS))

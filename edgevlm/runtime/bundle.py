@@ -20,6 +20,7 @@ import msgspec
 
 from edgevlm.errors import BundleError, MissingToolError, UsageError
 from edgevlm.runtime.backends import install_command, load_backend
+from edgevlm.runtime.external_data import external_locations
 from edgevlm.runtime.hashes import sha256_of
 from edgevlm.runtime.image import check_image_processing
 from edgevlm.runtime.machine import Machine, describe_machine
@@ -72,9 +73,9 @@ class Bundle:
         return {entry.path: entry for entry in self.manifest.files}
 
     def file(self, path: str) -> Path:
-        """The local path of a file, once its contents are what the manifest says.
+        """The local path of a file, once its contents are what the manifest says; of a graph, those of its weights too.
 
-        Raises: BundleError: they are not.
+        Raises: BundleError: they are not, or the graph names a file that the manifest does not list.
         """
         local = self.root / path
         if path not in self._checked:
@@ -90,7 +91,25 @@ class Bundle:
                     hint=hint,
                 )
             self._checked.add(path)
+            if path in self._graphs or path.endswith(".onnx"):
+                self._check_weights(path)
         return local
+
+    @functools.cached_property
+    def _graphs(self) -> frozenset[str]:
+        """What ONNX Runtime or OpenVINO opens, which look at what a file holds, not only at its name."""
+        parts = [*self.manifest.components, *(part for form in self.manifest.forms for part in form.components)]
+        return frozenset(part.file for part in parts if part.backend in ("onnxruntime", "openvino"))
+
+    def _check_weights(self, graph: str) -> None:
+        folder = graph.rpartition("/")[0]
+        for location in sorted(external_locations(self.root / graph)):
+            path = f"{folder}/{location}" if folder else location
+            if path not in self.entries:
+                raise BundleError(
+                    f"'{graph}' has weights in {location[:100]!r}, which {MANIFEST} does not list.", hint=_AGAIN
+                )
+            self.file(path)
 
     def in_form(self, form: BundleForm) -> Bundle:
         """The bundle as if ``form``, which is one of its own, were all that it held."""

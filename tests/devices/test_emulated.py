@@ -14,8 +14,9 @@ from edgevlm.devices import emulated, open_device
 from edgevlm.devices.emulator import Emulator
 from edgevlm.devices.errors import error_from
 from edgevlm.errors import EdgeVLMError, MissingToolError, UsageError
+from edgevlm.progress import silent
 from edgevlm.runtime.bundle import open_bundle
-from edgevlm.runtime.spec import to_json
+from edgevlm.runtime.spec import Accuracy, BundleForm, to_json
 from edgevlm.runtime.verify import Verification
 from tests.runtime import tiny
 
@@ -130,13 +131,78 @@ def test_a_bundle_for_x86_is_refused_before_anything_is_set_up(bundle, tmp_path,
         emulated.verify_emulated(made, "cortex-a53")
 
 
-def test_a_bundle_of_another_backend_is_refused(bundle, tmp_path):
+def for_backend(name: str):
     def change(manifest):
-        parts = tuple(msgspec.structs.replace(part, backend="openvino") for part in manifest.components)
+        parts = tuple(msgspec.structs.replace(part, backend=name) for part in manifest.components)
         return msgspec.structs.replace(manifest, components=parts)
 
-    with pytest.raises(MissingToolError, match="needs openvino, but the emulator has ONNX Runtime alone"):
-        emulated.check_can_emulate(open_bundle(refitted(bundle, tmp_path / "other", change)))
+    return change
+
+
+def test_a_bundle_of_another_backend_is_refused(bundle, tmp_path):
+    engines = open_bundle(refitted(bundle, tmp_path / "other", for_backend("tensorrt")))
+    with pytest.raises(MissingToolError, match="needs tensorrt, which is not emulated here"):
+        emulated.check_can_emulate(engines)
+
+
+def test_instructions_are_counted_of_onnx_runtime_alone(bundle, tmp_path):
+    from edgevlm.devices.instructions import count_instructions
+
+    with pytest.raises(MissingToolError, match="needs openvino, which is not emulated here"):
+        count_instructions(refitted(bundle, tmp_path / "other", for_backend("openvino")), "cortex-a76")
+
+
+def with_form(name: str):
+    """A second form, in another backend."""
+
+    def change(manifest):
+        accuracy = Accuracy(
+            metric="accuracy",
+            value=1.0,
+            reference=1.0,
+            drop=0.0,
+            drop_low=0.0,
+            drop_high=0.0,
+            n=1,
+            data="",
+            has_labels=True,
+        )
+        own = BundleForm(
+            name="fp32", components=manifest.components, requires=manifest.requires, golden=manifest.golden,
+            accuracy=accuracy, judged_by="onnxruntime", recipe={},
+        )  # fmt: skip
+        other = msgspec.structs.replace(own, name="other", components=for_backend(name)(manifest).components)
+        return msgspec.structs.replace(manifest, forms=(own, other))
+
+    return change
+
+
+def test_openvino_is_fetched_for_the_bundles_that_use_it(bundle, tmp_path, monkeypatch):
+    there = Emulator(root=tmp_path)
+    monkeypatch.setattr(emulated, "prepare_openvino", lambda progress: tmp_path / "openvino")
+    plain, whole, form = (
+        open_bundle(bundle),
+        open_bundle(refitted(bundle, tmp_path / "whole", for_backend("openvino"))),
+        open_bundle(refitted(bundle, tmp_path / "form", with_form("openvino"))),
+    )
+    assert emulated.with_backends(there, plain, silent) == there
+    for each in (whole, form):
+        found = emulated.with_backends(there, each, silent)
+        assert found.environment("cortex-a76", tmp_path)["PYTHONPATH"].endswith(f":{tmp_path / 'openvino'}")
+
+
+def test_where_openvino_cannot_be_had_only_what_needs_it_is_missing(bundle, tmp_path, monkeypatch):
+    def unavailable(progress):
+        raise MissingToolError("The emulator is unavailable: pip failed.", hint="Mend pip.")
+
+    monkeypatch.setattr(emulated, "prepare_openvino", unavailable)
+    there, told = Emulator(root=tmp_path), []
+    form = open_bundle(refitted(bundle, tmp_path / "form", with_form("openvino")))
+    assert emulated.with_backends(there, form, told.append) == there
+    assert [event.text for event in told] == ["The emulator is unavailable: pip failed."]
+    whole = open_bundle(refitted(bundle, tmp_path / "whole", for_backend("openvino")))
+    with pytest.raises(MissingToolError, match="unavailable: pip failed"):
+        emulated.with_backends(there, whole, silent)
 
 
 def test_an_unknown_processor_is_refused_before_anything_is_set_up(monkeypatch):
@@ -158,6 +224,39 @@ def test_an_emulator_that_is_unavailable_hurts_nothing_else(bundle, monkeypatch,
     monkeypatch.setattr(emulated, "prepare_emulator", unavailable)
     assert exit_code_of(["verify", str(bundle), "--emulate"]) == 3
     assert "unavailable: apt-get is not installed." in capsys.readouterr().err
+    assert exit_code_of(["verify", str(bundle)]) == 0
+
+
+MIRROR = "trixie main https://one.example"
+
+
+@pytest.mark.parametrize(
+    ("tools", "reason"),
+    [
+        ({}, "dpkg is not installed"),
+        ({"dpkg": "echo amd64"}, "apt-get is not installed"),
+        ({"dpkg": "echo amd64", "apt-get": "echo"}, "this machine's apt has no mirror of Debian"),
+        (
+            {"dpkg": "echo amd64", "apt-get": f'[ "$1" = indextargets ] || exit 100; echo {MIRROR}'},
+            "apt-get update of Debian's trixie failed (it said nothing)",
+        ),
+    ],
+    ids=["no Debian", "no apt", "no mirror", "no network"],
+)  # fmt: skip
+def test_where_qemu_cannot_be_had_a_sentence_says_why(tools, reason, bundle, tmp_path, monkeypatch, capsys):
+    from edgevlm.cli.main import exit_code_of
+
+    (tmp_path / "bin").mkdir()
+    for name, does in tools.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("EDGEVLM_DEBIAN_MIRROR", raising=False)
+    assert exit_code_of(["verify", str(bundle), "--emulate"]) == 3
+    said = capsys.readouterr().err
+    assert f"The emulator is unavailable: {reason}." in " ".join(said.split()) and "hint:" in said
+    assert [left.name for left in (tmp_path / "cache/emulators").iterdir()] == [".lock"]
     assert exit_code_of(["verify", str(bundle)]) == 0
 
 

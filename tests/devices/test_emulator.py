@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -132,6 +133,25 @@ def test_versions_are_those_installed_here():
     assert found["onnxruntime"] == onnxruntime.__version__.partition("+")[0]
     assert found["numpy"] == numpy.__version__
     assert set(found) <= set(emulator.DISTRIBUTIONS)
+
+
+def test_a_wheel_that_no_index_has_is_said_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(
+        MissingToolError, match=r"unavailable: pip install for arm64 failed \(ERROR: .*onnxruntime"
+    ) as caught:
+        emulator._install_wheels(tmp_path / "site", ["onnxruntime"], {"onnxruntime": "1.32.0"})
+    assert "pip" in caught.value.hint
+
+
+def test_openvino_that_is_not_installed_here_is_not_fetched_either(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(MissingToolError, match="unavailable: OpenVINO is not installed here"):
+        emulator.prepare_openvino(silent)
 
 
 def test_nothing_of_this_machines_libraries_reaches_the_emulated_process(tmp_path, monkeypatch):

@@ -88,11 +88,24 @@ def test_a_file_that_no_backend_reads_is_refused(bundle: Path):
 
     edit(bundle, change)
     (bundle / "components/model.onnx").write_bytes(junk)
-    assert "refuses 'model.onnx'" in refused(bundle, Pipeline.load).message
+    assert "'model.onnx' is no ONNX graph" in refused(bundle, Pipeline.load).message
 
 
-def test_a_graph_cannot_reach_out_of_the_bundle(tmp_path: Path):
-    """Weights in an external file are looked for beside the graph, and nowhere else."""
+OUTSIDE = [
+    "../../secret.data",
+    "/etc/passwd",
+    "components/../../secret.data",
+    "./model.onnx",
+    "model.onnx.data",
+    "",
+    "*/_ORT_MEM_ADDR_/*",
+]  # the last is ONNX Runtime's own: the weights lie at an address in its memory
+
+
+@pytest.mark.parametrize("location", OUTSIDE)
+@pytest.mark.parametrize("name", ["model.onnx", "model.data", "model.xml"])
+def test_a_graph_cannot_reach_out_of_the_bundle(tmp_path: Path, location: str, name: str):
+    """Weights in an external file are looked for among the bundle's own, however the graph is called."""
     import onnx
 
     (tmp_path / "secret.data").write_bytes(bytes(36))
@@ -100,18 +113,50 @@ def test_a_graph_cannot_reach_out_of_the_bundle(tmp_path: Path):
     weight = model.graph.initializer[0]
     weight.ClearField("raw_data")
     weight.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in {"location": "../../secret.data", "offset": "0", "length": "36"}.items():
+    for key, value in {"location": location, "offset": "0", "length": "36"}.items():
         weight.external_data.add(key=key, value=value)
     bundle = tiny.make_bundle(tmp_path / "bundle")
     data = model.SerializeToString()
 
+    path = f"components/{name}"
+
     def change(manifest: dict) -> None:
         entry = next(e for e in manifest["files"] if e["path"] == "components/model.onnx")
-        entry |= {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        entry |= {"path": path, "n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest["components"][0] |= {"file": path, "files": [path]}
 
     edit(bundle, change)
-    (bundle / "components/model.onnx").write_bytes(data)
-    assert "refuses 'model.onnx'" in refused(bundle, Pipeline.load).message
+    (bundle / "components/model.onnx").rename(bundle / path)
+    (bundle / path).write_bytes(data)
+    message = refused(bundle, Pipeline.load).message
+    assert message == f"'{path}' has weights in {location!r}, which manifest.json does not list."
+    assert refused(bundle, verify_bundle).message == message
+
+
+def test_weights_beside_a_graph_are_checked_with_it(tmp_path: Path):
+    """Even where the component does not count them among its files."""
+    import onnx
+
+    model = onnx.load_from_string(tiny.image_graph())
+    weights = model.graph.initializer[0].raw_data
+    onnx.external_data_helper.convert_model_to_external_data(model, location="model.onnx.data", size_threshold=0)
+    onnx.save(model, tmp_path / "model.onnx")
+    made = tiny.make_bundle(tmp_path / "bundle")
+    files = {name: (tmp_path / name).read_bytes() for name in ("model.onnx", "model.onnx.data")}
+    assert weights in files["model.onnx.data"]
+
+    def change(manifest: dict) -> None:
+        listed = [e for e in manifest["files"] if e["path"] != "components/model.onnx"]
+        for name, data in files.items():
+            (made / "components" / name).write_bytes(data)
+            entry = {"path": f"components/{name}", "n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            listed.append(entry)
+        manifest["files"] = listed
+
+    edit(made, change)
+    assert verify_bundle(made)
+    (made / "components/model.onnx.data").write_bytes(bytes(len(files["model.onnx.data"])))
+    assert "'components/model.onnx.data' was changed" in refused(made, Pipeline.load).message
 
 
 def test_a_file_too_many_is_refused(bundle: Path):
