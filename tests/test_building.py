@@ -311,7 +311,7 @@ def test_graphs_that_wait_for_the_device_say_so(jetson, capsys):
         (
             "11.0.0",
             "8.7",
-            "was built by tensorrt 10.3.0.26, and this is 11.0.0: engines open in their own version alone",
+            "by tensorrt 10.3.0.26, and this is 11.0.0: engines open in their own version alone.",
         ),
         ("10.3.0", "8.9", "was built for GPUs of compute capability 8.7, and this one has 8.9."),
     ],
