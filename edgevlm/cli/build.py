@@ -11,6 +11,9 @@ from edgevlm.cli.common import Output, output_options
 
 if TYPE_CHECKING:
     from edgevlm.building import Built
+    from edgevlm.runtime.engine_layers import EngineLayer, EngineLayers
+
+_N_SLOWEST = 5
 
 
 @click.command("build")
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 def build_command(bundle: Path, destination: Path | None, overwrite: bool, output: Output) -> None:
     """Build the TensorRT engines that BUNDLE needs, on the device that will run them.
 
-    Each engine's answers are compared with the golden vectors; `edgevlm tune` then chooses among the forms.
+    TensorRT's Python module does it, or `trtexec` alone. Each engine's answers are compared with the golden vectors,
+    and its layers are timed; `edgevlm tune` then chooses among the forms.
 
     \b
     Example:
@@ -37,7 +41,7 @@ def build_command(bundle: Path, destination: Path | None, overwrite: bool, outpu
 
 
 def built_text(found: Built) -> str:
-    """A line for each form, and where the bundle lies."""
+    """What came of each form with its slowest layers, and where the bundle lies."""
     from edgevlm.report.notation import error
 
     lines = []
@@ -45,7 +49,31 @@ def built_text(found: Built) -> str:
         if form.failure:
             lines.append(f"{form.name}: no engine: {form.failure}")
         elif form.max_error is None:
-            lines.append(f"{form.name}: built, and not run here: {form.unchecked}")
+            lines.append(f"{form.name}: built by {form.built_by}, and not run here: {form.unchecked}")
         else:
-            lines.append(f"{form.name}: built, largest error of its golden vectors {error(form.max_error)}")
+            worst = error(form.max_error)
+            lines.append(f"{form.name}: built by {form.built_by}, largest error of its golden vectors {worst}")
+        lines += [line for graph, layers in form.layers.items() for line in _slowest(graph, layers)]
+        if form.unprofiled and form.unprofiled != form.unchecked:
+            lines.append(f"  not profiled: {form.unprofiled}")
     return "\n".join([*lines, "", f"Bundle  {found.bundle}"])
+
+
+def _slowest(graph: str, layers: EngineLayers) -> list[str]:
+    from edgevlm.report import notation
+
+    rows = [
+        f"    {notation.ms(layer.time_ms or 0.0)} ms  {notation.percent(layer.share or 0.0)}  "
+        f"{layer.precision or layer.kind}  {name}"
+        for layer, name in _named(layers, _N_SLOWEST)
+    ]
+    n_layers = notation.count(len(layers.layers), "layer")
+    return [f"  {graph}: {n_layers}, {notation.ms(layers.total_ms)} ms in all; the slowest:", *rows]
+
+
+def _named(layers: EngineLayers, n: int) -> list[tuple[EngineLayer, str]]:
+    """The slowest, with names that fit a line; fused layers carry those of all their nodes."""
+    from edgevlm.report import notation
+
+    slowest = layers.slowest(n)
+    return list(zip(slowest, notation.shortened([layer.name for layer in slowest], 60), strict=True))

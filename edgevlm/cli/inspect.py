@@ -13,8 +13,9 @@ from edgevlm.cli.common import Output, detailed_output_options
 if TYPE_CHECKING:
     from edgevlm.devices.instructions import Instructions
     from edgevlm.measure.explanation import Explained
+    from edgevlm.measure.look_inside import EngineInside
     from edgevlm.measure.operators import OperatorRow
-    from edgevlm.runtime.spec import Component, DetectionDecoding, Manifest, TensorSpec, TextProcessing
+    from edgevlm.runtime.spec import BundleForm, Component, DetectionDecoding, Manifest, TensorSpec, TextProcessing
 
 _OF_TARGET = "as the target says"
 
@@ -39,7 +40,8 @@ def inspect_command(
     """Say what is in a bundle: task, graphs, processing, what was measured, where it comes from.
 
     With --operators: which operators its graphs spend their time in on this machine, and what would mend it. Then
-    BUNDLE may also be a graph: an .onnx file, or OpenVINO's .xml.
+    BUNDLE may also be a graph: an .onnx file, or OpenVINO's .xml. Of TensorRT engines: the layers that `edgevlm build`
+    timed.
 
     With --instructions: how many instructions of which kind a run takes at one thread, the same each time. They say
     which kernels an ARM processor runs, not how fast.
@@ -54,10 +56,16 @@ def inspect_command(
     if has_operators and cpu is not None:
         raise click.UsageError("--operators and --instructions are two questions.")
     if has_operators:
-        from edgevlm.measure.look_inside import inspect_operators
+        from edgevlm.measure.look_inside import EngineInside, inspect_operators
 
         explained = inspect_operators(bundle, n_threads=threads)
-        output.value(explained, lambda: "\n\n".join(operators_text(each, top=top) for each in explained))
+        output.value(
+            explained,
+            lambda: "\n\n".join(
+                engine_text(each, top=top) if isinstance(each, EngineInside) else operators_text(each, top=top)
+                for each in explained
+            ),
+        )
         return
     if cpu is not None:
         from edgevlm.devices.instructions import count_instructions
@@ -114,6 +122,32 @@ def operators_text(explained: Explained, *, top: int = 15, width: int = 96) -> s
     return "\n\n".join(parts)
 
 
+def engine_text(inside: EngineInside, *, top: int = 15) -> str:
+    """An engine's layers for people: the slowest, and the rest summed."""
+    from edgevlm.cli.tables import table_text
+    from edgevlm.report import notation
+
+    what = " ".join(filter(None, (inside.form, inside.graph, inside.precision)))
+    if inside.layers is None:
+        return f"{what} on {inside.backend}: not profiled: {inside.failure}"
+    layers = inside.layers
+    title = (
+        f"{what} on {layers.device}, by {layers.measured_by}: {notation.count(len(layers.layers), 'layer')}, "
+        f"{notation.ms(layers.total_ms)} ms in all with waits between them, {notation.count(layers.n_runs, 'run')}"
+    )
+    shown = layers.slowest(top)
+    names = notation.shortened([layer.name for layer in shown], 60)
+    lines = [
+        (name, layer.kind, layer.precision, notation.ms(layer.time_ms), notation.percent(layer.share))
+        for name, layer in zip(names, shown, strict=True)
+    ]
+    if n_rest := len(layers.layers) - len(shown):
+        rest = layers.total_ms - sum(layer.time_ms or 0.0 for layer in shown)
+        share = rest / layers.total_ms if layers.total_ms else 0.0
+        lines.append((notation.count(n_rest, "other"), "", "", notation.ms(rest), notation.percent(share)))
+    return f"{title}\n\n{table_text(('layer', 'kind', 'reads', 'ms', 'share'), lines, right=(3, 4))}"
+
+
 def instructions_text(counted: Instructions) -> str:
     """Counts for people, the largest class first."""
     from edgevlm.cli.tables import table_text
@@ -165,6 +199,7 @@ def description_text(manifest: Manifest, *, is_verbose: bool = False) -> str:
         rows.append(("latency", _latency(manifest)))
     if manifest.accuracy:
         rows.append(("accuracy", _accuracy(manifest)))
+    rows += [(f"form {form.name}", _form(form)) for form in manifest.forms]
     rows.append(("requires", _requires(manifest)))
     rows.append(("golden", f"{len(manifest.golden.cases)} pictures; replay them with `edgevlm verify`"))
     if is_verbose:
@@ -229,6 +264,12 @@ def _accuracy(manifest: Manifest) -> str:
     others = "".join(f"; {name} {value:.2%}" for name, value in accuracy.others.items())
     of = f"{accuracy.n} pictures of {accuracy.data}"
     return f"{accuracy.metric} {accuracy.value:.2%} on {of}; drop from float {drop}{others}"
+
+
+def _form(form: BundleForm) -> str:
+    backends = ", ".join(dict.fromkeys(part.backend for part in form.components))
+    why = f": {form.why_not_built}" if form.why_not_built else ""
+    return f"on {backends}, {'ready to tune' if form.status == 'ready' else form.status}{why}"
 
 
 def _requires(manifest: Manifest) -> str:

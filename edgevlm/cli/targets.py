@@ -77,6 +77,16 @@ def _text(target: Any) -> str:
     return "\n".join(
         [
             target_text(target).rstrip(),
-            *(f"# {name}: not installed here, or does not load; {how}" for name, how in missing),
+            *(f"# {name}: unavailable: {_why(name)}; {how}" for name, how in missing),
         ]
     )
+
+
+def _why(name: str) -> str:
+    """A backend's own words for why it cannot be used, where it has some."""
+    from edgevlm.runtime.backends import load_backend
+    from edgevlm.runtime.backends.tensorrt import TensorRt
+
+    backend = load_backend(name)
+    why = backend.why_unavailable() if isinstance(backend, TensorRt) else None
+    return (why or "not installed here, or does not load").rstrip(".")

@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from edgevlm.errors import BundleError, UsageError
+from edgevlm.errors import BundleError, ModelError, UsageError
 from edgevlm.runtime.hashes import sha256_of
-from edgevlm.runtime.spec import Spec, TensorSpec, from_json, to_json
+from edgevlm.runtime.spec import Array, Spec, TensorSpec, from_json, to_json
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
@@ -29,6 +29,9 @@ Sizes = tuple[Annotated[int, msgspec.Meta(ge=1)], ...]
 _TRTEXEC_COMPATIBILITY: dict[HardwareCompatibility, str] = {
     "none": "none", "ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"
 }  # fmt: skip
+
+_N_VERSION = 3
+"""Numbers of a version that both sides must tell: of 10.3.0 and 10.3.1 neither opens the other's engines."""
 
 
 class ShapeRange(Spec, frozen=True, kw_only=True):
@@ -114,7 +117,8 @@ class EngineCard(Spec, frozen=True, kw_only=True):
     """What an engine was built with, from and for; ``<engine>.json`` beside it.
 
     Args:
-        version: of the backend's library; no other opens the engine.
+        version: of the backend's library; no other opens the engine. trtexec and the Python module need not tell it to
+            the same number of digits.
         compute_capabilities: GPUs that it was built for.
         graph_sha256: of the ONNX graph and the weights beside it.
         inputs, outputs: as the graph has them; a free dimension is a name.
@@ -143,7 +147,7 @@ class EngineCard(Spec, frozen=True, kw_only=True):
         """
         if self.settings.backend != backend:
             return f"built for {self.settings.backend}, and this is {backend}"
-        if self.version != version:
+        if not _is_same_version(self.version, version):
             return f"built by {backend} {self.version}, and this is {version}: engines open in their own version alone"
         if compute_capability is None or compute_capability in self.compute_capabilities:
             return None
@@ -153,6 +157,35 @@ class EngineCard(Spec, frozen=True, kw_only=True):
             f"built for GPUs of compute capability {', '.join(self.compute_capabilities)}, "
             f"and this one has {compute_capability}"
         )
+
+
+def check_feeds(feeds: Mapping[str, Array], card: EngineCard) -> None:
+    """Refuse inputs that the engine was not built for.
+
+    Raises: ModelError: others than it takes, of another type or of a size outside its range.
+    """
+    taken = {spec.name: spec.dtype for spec in card.inputs}
+    given = {name: str(value.dtype) for name, value in feeds.items()}
+    if given != taken:
+        raise ModelError(
+            f"TensorRT could not run the graph: it takes {listed(taken)}, but was given {listed(given)}.",
+            hint="Feed what `edgevlm inspect` says that the graph takes.",
+        )
+    for spec in card.inputs:
+        shape, span = feeds[spec.name].shape, card.settings.shapes.get(spec.name)
+        is_right = span.holds(shape) if span else shape == spec.shape
+        if not is_right:
+            wanted = span.describe() if span else "×".join(map(str, spec.shape))
+            raise ModelError(
+                f"TensorRT could not run the graph: '{spec.name}' is {'×'.join(map(str, shape))}, "
+                f"and the engine was built for {wanted}.",
+                hint="Build an engine with a wider range of sizes.",
+            )
+
+
+def listed(kinds: Mapping[str, str]) -> str:
+    """Tensors with what is said of each, in a sentence."""
+    return ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items())) or "nothing"
 
 
 def card_file(engine: Path) -> Path:
@@ -264,9 +297,18 @@ def _trtexec_flags(settings: BuildSettings) -> tuple[str, ...]:
 
 
 def _trtexec_shapes(shapes: Mapping[str, ShapeRange], bound: str) -> str:
-    # A name with a colon in it would end there; trtexec takes it in quotes.
-    names = {name: name if re.fullmatch(r"[\w./]+", name) else f"'{name}'" for name in shapes}
-    return ",".join(f"{names[name]}:{'x'.join(map(str, getattr(shapes[name], bound)))}" for name in shapes)
+    return ",".join(f"{quoted_name(name)}:{'x'.join(map(str, getattr(shapes[name], bound)))}" for name in shapes)
+
+
+def quoted_name(name: str) -> str:
+    """An input's name as trtexec takes it: one with a colon in it would end there, and has to stand in quotes."""
+    return name if re.fullmatch(r"[\w./]+", name) else f"'{name}'"
+
+
+def _is_same_version(one: str, other: str) -> bool:
+    """As far as both are told: a Jetson's Python module says 10.3.0, and its trtexec 10.3.0 and the build 30."""
+    pairs = list(zip(one.split("."), other.split("."), strict=False))
+    return len(pairs) >= _N_VERSION and all(left == right for left, right in pairs)
 
 
 def _as_numbers(compute_capability: str) -> tuple[int, ...]:

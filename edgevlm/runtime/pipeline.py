@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,8 @@ from edgevlm.runtime.image import ImageSource, Size, check_image_processing, dec
 from edgevlm.runtime.session import LazySessions
 from edgevlm.runtime.spec import Array, Component, Manifest, Processing, Scoring
 from edgevlm.runtime.tasks import Parts, Result, load_task
+
+OpenGraph = Callable[[Component, Path], Session]
 
 
 class Pipeline:
@@ -49,13 +51,18 @@ class Pipeline:
         return cls.from_bundle(bundle, n_threads=n_threads)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, n_threads: int | None = None) -> Pipeline:
-        """The pipeline of an open bundle; its image graph is opened now, others when they are needed."""
+    def from_bundle(
+        cls, bundle: Bundle, *, n_threads: int | None = None, open_graph: OpenGraph | None = None
+    ) -> Pipeline:
+        """The pipeline of an open bundle; its image graph is opened now, others when they are needed.
+
+        Args: open_graph: what opens the graphs in their backend's place.
+        """
         if n_threads is not None and n_threads < 0:
             raise UsageError(f"There cannot be {n_threads} threads.", hint="Give a number above 0, or 0 for all cores.")
         manifest = bundle.manifest
         openers = {
-            component.name: functools.partial(_open_session, bundle, component, n_threads)
+            component.name: functools.partial(_open_session, bundle, component, n_threads, open_graph)
             for component in manifest.components
         }
         sessions = LazySessions(openers)
@@ -169,10 +176,12 @@ class Pipeline:
         return self._task.results(outputs, labels=names, top_k=top_k, sizes=sizes)
 
 
-def _open_session(bundle: Bundle, component: Component, n_threads: int | None) -> Session:
+def _open_session(bundle: Bundle, component: Component, n_threads: int | None, open_graph: OpenGraph | None) -> Session:
     for file in component.files:
         bundle.file(file)
     options = component.session
     if n_threads is not None:
         options = msgspec.structs.replace(options, n_threads=n_threads)
+    if open_graph is not None:
+        return open_graph(component, bundle.root / component.file)
     return load_backend(component.backend).open(bundle.root / component.file, options)

@@ -334,6 +334,7 @@ class BundleForm(Spec, frozen=True, kw_only=True):
     Args:
         name: ``fp32``, or what the form was made by.
         status: ``needs device build`` where the file is a graph that an engine has to be built from on the device.
+        why_not_built: where it was not built with the bundle; a sentence.
         accuracy: judged where the bundle was made, by the backend ``judged_by``.
         build: how that engine is built, or was, as ``edgevlm.runtime.engine.BuildSettings``.
     """
@@ -345,6 +346,7 @@ class BundleForm(Spec, frozen=True, kw_only=True):
     accuracy: Accuracy
     judged_by: str
     status: Literal["ready", "needs device build"] = "ready"
+    why_not_built: str = ""
     build: dict[str, Any] = {}
     recipe: dict[str, Any]
 

@@ -171,6 +171,7 @@ def _forms(work: Work, found: SearchResult, confirmed: Confirmation, first: Plac
                 recipe=_recipe(variants),
                 judged_by=" and ".join(f"{judge} {tool_versions(judge)[judge]}" for judge in judges),
                 status=placed.engine.status if placed.engine else "ready",
+                why_not_built=placed.engine.why_not_built if placed.engine else "",
                 build=as_data(placed.engine.settings) if placed.engine else {},
             )
         )

@@ -14,6 +14,7 @@ from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.explanation import Explanation
 from edgevlm.plan import TEXT_ENCODER, Budgets
 from edgevlm.report import write_report
+from edgevlm.report.notation import count
 from edgevlm.report.spec import REPORT_SCHEMA_VERSION, CandidateRow, DataUse, Report, ShippedForm, StepRow
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.machine import describe_machine
@@ -59,7 +60,7 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         comparisons=found.comparisons,
         environment=found.comparisons[0].environment if found.comparisons else describe_environment(),
         steps=steps,
-        warnings=(*_warnings(job, found, confirmed, winner), *_export_notes(folders)),
+        warnings=(*_warnings(job, found, confirmed, winner), *_unbuilt(manifest), *_export_notes(folders)),
         reproduce=job.command,
         tools=manifest.provenance.tools,
         screenings=found.screenings,
@@ -89,6 +90,8 @@ def shipped_forms(
         if form.build:
             verified = (*verified[:1], "No pattern that TensorRT rejects or gets wrong stands in its graph.")
             unproven.append(f"What a GPU of compute capability {target.compute_capability} answers.")
+        if form.why_not_built:
+            unproven.append("That an engine can be built of it.")
         if form.build and form.status == "ready":
             verified = (*verified, _built(form))
         if target.arch != here.arch and not form.build:
@@ -106,6 +109,15 @@ def shipped_forms(
             )
         )
     return tuple(forms)
+
+
+def _unbuilt(manifest: Manifest) -> tuple[str, ...]:
+    """Why forms ship without their engines."""
+    reasons = [form.why_not_built for form in manifest.forms if form.why_not_built]
+    return tuple(
+        f"{count(reasons.count(why), 'form')} ship as graphs that `edgevlm build` makes engines of on the device: {why}"
+        for why in dict.fromkeys(reasons)
+    )
 
 
 def _explanation(folders: Mapping[str, Path]) -> Explanation | None:

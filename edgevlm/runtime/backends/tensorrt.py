@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import statistics
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgevlm.errors import BundleError, MissingToolError, ModelError
-from edgevlm.runtime.engine import EngineBackend, EngineCard, read_card
+from edgevlm.runtime.engine import EngineBackend, EngineCard, check_feeds, listed, read_card
+from edgevlm.runtime.engine_layers import EngineLayers, layers_from_inspector, with_times
 from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
 
 MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -31,6 +33,9 @@ _DTYPES = {
     "UINT8": "uint8",
 }  # fmt: skip
 
+# Runs until clocks and caches have settled, and as many as trtexec times by default, twice.
+_N_WARM_UP, _N_PROFILED = 3, 20
+
 
 class TensorRt:
     name: ClassVar[EngineBackend] = "tensorrt"
@@ -41,6 +46,14 @@ class TensorRt:
             return str(import_tensorrt(self.name).__version__)
         except MissingToolError:
             return None
+
+    def why_unavailable(self) -> str | None:
+        """Why the library cannot be used, in a sentence; null where it can."""
+        try:
+            import_tensorrt(self.name)
+        except MissingToolError as error:
+            return error.message
+        return None
 
     def missing_device(self) -> str | None:
         """Why nothing can be run here, in a sentence; null where there is a GPU."""
@@ -81,8 +94,9 @@ class TensorRtSession:
     def __init__(
         self, trt: Any, cuda: Cuda, log: Any, runtime: Any, engine: Any, context: Any, card: EngineCard
     ) -> None:
-        self._cuda, self._log, self._context, self._card = cuda, log, context, card
-        self._alive = (runtime, engine)  # a context does not keep alive what it came from
+        self._trt, self._cuda, self._log, self._card = trt, cuda, log, card
+        self._engine, self._context = engine, context
+        self._runtime = runtime  # an engine does not keep alive what it came from
         self.inputs, self.outputs = _tensors(trt, engine, card)
         self._on_host = {
             spec.name
@@ -93,7 +107,7 @@ class TensorRtSession:
         self._memory = {spec.name: DeviceMemory(cuda) for spec in (*self.inputs, *self.outputs)}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        self._check(feeds)
+        check_feeds(feeds, self._card)
         # Kept until the stream is done: copies read the caller's memory, or this one, while the call goes on.
         fed = {spec.name: np.asarray(feeds[spec.name], order="C") for spec in self.inputs}
         for name, value in fed.items():
@@ -112,23 +126,34 @@ class TensorRtSession:
         self._cuda.synchronize(self._stream)
         return answers
 
-    def _check(self, feeds: Mapping[str, Array]) -> None:
-        taken = {spec.name: spec.dtype for spec in self.inputs}
-        given = {name: str(value.dtype) for name, value in feeds.items()}
-        if given != taken:
-            raise ModelError(
-                f"TensorRT could not run the graph: it takes {_listed(taken)}, but was given {_listed(given)}."
-            )
-        for spec in self.inputs:
-            shape, span = feeds[spec.name].shape, self._card.settings.shapes.get(spec.name)
-            is_right = span.holds(shape) if span else shape == spec.shape
-            if not is_right:
-                wanted = span.describe() if span else "×".join(map(str, spec.shape))
-                raise ModelError(
-                    f"TensorRT could not run the graph: '{spec.name}' is {'×'.join(map(str, shape))}, "
-                    f"and the engine was built for {wanted}.",
-                    hint="Build an engine with a wider range of sizes.",
-                )
+    def profile(self, feeds: Mapping[str, Array]) -> EngineLayers:
+        """What each layer takes on these inputs. The session is slower from then on: its layers wait for each other.
+
+        Raises: ModelError: the engine does not run, or TensorRT tells nothing of its layers.
+        """
+        profiler = _new_profiler(self._trt)
+        self._context.profiler = profiler
+        samples: dict[str, list[float]] = {}
+        for index in range(_N_WARM_UP + _N_PROFILED):
+            profiler.times_ms = {}
+            self.run(feeds)
+            for name, time_ms in profiler.times_ms.items() if index >= _N_WARM_UP else ():
+                samples.setdefault(name, []).append(time_ms)
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context  # else nothing is told of what depends on the inputs' sizes
+        try:
+            found = layers_from_inspector(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        except ValueError as error:
+            raise ModelError(f"TensorRT does not tell the engine's layers: {error}.") from error
+        title, version = TITLES[self._card.settings.backend], self._trt.__version__
+        if not samples:
+            raise ModelError(f"{title} {version} timed none of the engine's layers.")
+        return EngineLayers(
+            measured_by=f"{title} {version}",
+            device=f"GPU of compute capability {self._cuda.compute_capability()}",
+            n_runs=_N_PROFILED,
+            layers=with_times(found, {name: statistics.median(each) for name, each in samples.items()}),
+        )
 
     def _infer_shapes(self) -> None:
         try:
@@ -283,6 +308,20 @@ def new_log(trt: Any) -> Any:
 _LOGS: dict[Any, Any] = {}
 
 
+def _new_profiler(trt: Any) -> Any:
+    """What TensorRT reports to: milliseconds of a run by layer; one that is told twice in a run ran twice."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.times_ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times_ms[layer_name] = self.times_ms.get(layer_name, 0.0) + ms
+
+    return Profiler()
+
+
 def dtype_name(kind: Any) -> str:
     """numpy's name of one of TensorRT's element types.
 
@@ -323,8 +362,8 @@ def _tensors(trt: Any, engine: Any, card: EngineCard) -> tuple[tuple[TensorSpec,
     known |= {spec.name: ("OUTPUT", spec.dtype) for spec in card.outputs}
     if real != known:
         raise BundleError(
-            f"The engine has {_listed({n: ' '.join(v).lower() for n, v in real.items()})}, and its card says "
-            f"{_listed({n: ' '.join(v).lower() for n, v in known.items()})}.",
+            f"The engine has {listed({n: ' '.join(v).lower() for n, v in real.items()})}, and its card says "
+            f"{listed({n: ' '.join(v).lower() for n, v in known.items()})}.",
             hint="Build the engine anew from its graph.",
         )
     return card.inputs, card.outputs
@@ -335,7 +374,3 @@ def _real_tensors(trt: Any, engine: Any) -> Iterator[tuple[str, tuple[str, str]]
         name = engine.get_tensor_name(index)
         mode = "INPUT" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "OUTPUT"
         yield name, (mode, dtype_name(engine.get_tensor_dtype(name)))
-
-
-def _listed(kinds: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items())) or "nothing"

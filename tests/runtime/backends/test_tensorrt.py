@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,10 +19,17 @@ from edgevlm.errors import BundleError, MissingToolError, ModelError
 from edgevlm.runtime.backends import install_command, load_backend, tensorrt
 from edgevlm.runtime.backends.onnxruntime import OnnxRuntime
 from edgevlm.runtime.backends.tensorrt import Cuda, TensorRt, TensorRtRtx
-from edgevlm.runtime.engine import BuildSettings, EngineCard, ShapeRange, write_card
+from edgevlm.runtime.engine import BuildSettings, EngineCard, ShapeRange, read_card, write_card
 from edgevlm.runtime.spec import SessionOptions, TensorSpec
 from tests.quantization.graphs import feeds, save_cnn
-from tests.runtime.backends.tensorrt_stand_in import VERSION, FakeContext, FakeCuda, FakeEngine, FakeTensorRt
+from tests.runtime.backends.tensorrt_stand_in import (
+    VERSION,
+    FakeContext,
+    FakeCuda,
+    FakeEngine,
+    FakeInspector,
+    FakeTensorRt,
+)
 
 NONE = SessionOptions()
 RANGE = ShapeRange(min=(1, 3, 16, 16), opt=(1, 3, 16, 16), max=(4, 3, 16, 16))
@@ -164,6 +172,39 @@ def test_too_little_memory_is_an_error_of_one_line(use, cuda: FakeCuda, tmp_path
         session.run(feeds("cnn", 1)[0])
 
 
+def test_layers_are_timed_without_the_first_runs(use, tmp_path: Path):
+    use()
+    found = TensorRt().open(save_engine(tmp_path), NONE).profile(feeds("cnn", 1)[0])
+    assert (found.measured_by, found.device) == ("TensorRT 10.3.0", "GPU of compute capability 8.7")
+    convolution, view = found.layers
+    assert (convolution.precision, convolution.time_ms, convolution.share) == ("fp16", 0.75, 0.75)
+    assert (view.name, view.time_ms, view.share) == ("Reshape_4", 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        ("get_engine_information", "does not tell the engine's layers: .* is no JSON"),
+        ("report_layer_time", "timed none"),
+    ],
+)
+def test_layers_that_tensorrt_does_not_tell_are_an_error(fails, words, use, tmp_path: Path):
+    use(fails=fails)
+    with pytest.raises(ModelError, match=words):
+        TensorRt().open(save_engine(tmp_path), NONE).profile(feeds("cnn", 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("card", "module", "is_taken"),
+    [("10.3.0.26", "10.3.0", True), ("10.3.0", "10.3.0.26", True), ("10.3.0.26", "10.3.0.30", False),
+     ("10.3.1.26", "10.3.0", False), ("10.3", "10.3.0", False)],
+)  # fmt: skip
+def test_versions_are_the_same_as_far_as_both_are_told(card, module, is_taken, tmp_path: Path):
+    save_engine(tmp_path)
+    known = msgspec.structs.replace(read_card(tmp_path / "model.engine"), version=card)
+    assert (known.refusal("tensorrt", module) is None) is is_taken
+
+
 # --- opening ----------------------------------------------------------------------------------------------
 
 
@@ -262,6 +303,9 @@ def test_the_stand_in_has_no_call_that_tensorrt_has_not():
     assert public(FakeContext) <= set(dir(trt.IExecutionContext))
     assert public(FakeEngine) | {"num_io_tensors"} <= set(dir(trt.ICudaEngine))
     assert {"deserialize_cuda_engine"} <= set(dir(trt.Runtime))
+    assert {"profiler"} <= set(dir(trt.IExecutionContext)) and {"report_layer_time"} <= set(dir(trt.IProfiler))
+    assert public(FakeInspector) | {"execution_context"} <= set(dir(trt.EngineInspector))
+    assert {"JSON"} <= set(trt.LayerInformationFormat.__members__)
     assert {"INTERNAL_ERROR", "ERROR", "WARNING"} <= set(trt.ILogger.Severity.__members__)
     assert {"FLOAT", "HALF", "INT8", "INT32", "INT64", "BOOL", "UINT8"} <= set(trt.DataType.__members__)
     assert {"DEVICE", "HOST"} <= set(trt.TensorLocation.__members__)
