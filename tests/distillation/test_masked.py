@@ -162,9 +162,7 @@ def test_texts_of_two_tokens_hide_nothing():
 def test_without_a_mask_token_any_token_hides_another():
     step, student, _ = many(2000)
     objectives = objectives_of("masked-language", mask_token=None)
-    assert objectives.notes == (
-        "masked-language: the tokenizer has no mask token; hidden tokens become any other",
-    )
+    assert objectives.notes == ("masked-language: the tokenizer has no mask token; hidden tokens become any other",)
     (head,) = objectives.heads.values()
     chosen = head.choose(many(2000)[0], step.batch.input_ids)
     objectives(step)

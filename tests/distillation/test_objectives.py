@@ -237,9 +237,10 @@ def test_who_lacks_what():
     assert error.message == (
         "Term 2 of the recipe ('logits') needs 'logits' of the teacher, which gives image_embeds, text_embeds."
     )
-    assert "needs 'image_embeds' of the student, which gives logits." in fails(
-        Term(objective="features"), student={"logits": (CLASSES,)}
-    ).message
+    assert (
+        "needs 'image_embeds' of the student, which gives logits."
+        in fails(Term(objective="features"), student={"logits": (CLASSES,)}).message
+    )
 
 
 def test_sparse_logits_are_logits():

@@ -308,4 +308,3 @@ def test_texts_are_found_by_their_index():
     )
     for name in ("affinity", "image-text-contrastive", "image-text-matching"):
         assert value_of(name, step).item() == pytest.approx(value_of(name, spread).item(), rel=1e-5)
-
