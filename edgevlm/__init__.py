@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgevlm.compiler import compile as compile
     from edgevlm.compiler import prepare as prepare
     from edgevlm.diagnosis import doctor as doctor
+    from edgevlm.distillation.distill import distill as distill
     from edgevlm.evaluation.evaluation import evaluate_bundle as evaluate
     from edgevlm.measure.bundles import benchmark_bundles as benchmark
     from edgevlm.quantization.qat import quantize_model as quantize
@@ -42,6 +43,7 @@ _PUBLIC = {
     "build": "edgevlm.building:build",
     "cache": "edgevlm.cache",
     "compile": "edgevlm.compiler:compile",
+    "distill": "edgevlm.distillation.distill:distill",
     "doctor": "edgevlm.diagnosis:doctor",
     "evaluate": "edgevlm.evaluation.evaluation:evaluate_bundle",
     "inspect": "edgevlm.verbs:inspect",
@@ -60,6 +62,7 @@ __all__ = [
     "build",
     "cache",
     "compile",
+    "distill",
     "doctor",
     "evaluate",
     "inspect",

@@ -6,7 +6,9 @@ Work takes ``progress: Progress = silent`` and never prints.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -49,3 +51,12 @@ Progress = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """Listen to nothing."""
+
+
+@contextmanager
+def doing(name: str, detail: str, progress: Progress) -> Iterator[None]:
+    """Say that a step started, and that it finished where the block does."""
+    progress(StepStarted(name, detail))
+    started = time.monotonic()
+    yield
+    progress(StepFinished(name, time.monotonic() - started))

@@ -18,6 +18,7 @@ from edgevlm.errors import EdgeVLMError, did_you_mean
 VERBS: dict[str, tuple[str, str]] = {
     "compile": ("edgevlm.cli.compile:compile_command", "Compile a model for a target: a measured, verified bundle."),
     "quantize": ("edgevlm.cli.quantize:quantize_command", "Fine-tune a model for int8 and prove what is exported."),
+    "distill": ("edgevlm.cli.distill:distill_command", "Teach a small model what a large one knows."),
     "run": ("edgevlm.cli.run:run_command", "Answer for pictures with a bundle; needs no PyTorch."),
     "inspect": ("edgevlm.cli.inspect:inspect_command", "Say what is in a bundle."),
     "verify": ("edgevlm.cli.verify:verify_command", "Check a bundle's hashes and replay its golden vectors here."),

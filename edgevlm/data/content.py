@@ -138,12 +138,21 @@ def kept_digests(
     return tuple(known[str(file)].digests for file in files)
 
 
-def unreadable(found: Sequence[Problem], *, n: int) -> DataError:
+class UnreadableError(DataError):
+    """Pictures that cannot be decoded: each one's name, and why."""
+
+    def __init__(self, message: str, *, hint: str, found: Sequence[Problem]) -> None:
+        super().__init__(message, hint=hint)
+        self.found = tuple(sorted(found))
+
+
+def unreadable(found: Sequence[Problem], *, n: int) -> UnreadableError:
     """The error for pictures that cannot be decoded."""
     name, problem = min(found)
-    return DataError(
+    return UnreadableError(
         f"{len(found)} of {n} pictures cannot be read; the first is '{name}': {problem}.",
         hint="Replace the file or remove it; leaving pictures out silently would change what is measured.",
+        found=found,
     )
 
 

@@ -54,6 +54,7 @@ class Sample:
         digest: sha256 of the picture's contents, never of its name.
         read: gives the encoded picture, or RGB pixels, uint8 ``[height, width, 3]``.
         annotation: boxes or a mask; None where the data set has none.
+        caption: what the picture shows, in words; empty where the data set does not say.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Sample:
     digest: str
     read: Callable[[], bytes | Array] = field(compare=False, repr=False)
     annotation: Annotation | None = None
+    caption: str = ""
 
     @property
     def truth(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -41,11 +41,31 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
+    """Args:
+    captions: of each picture, empty where it has none; none at all where the layout has none.
+    captions_alone: what has captions and no labels, such as ``The table 'a.csv'``; empty otherwise.
+    """
+
     name: str
     names: tuple[str, ...]
     labels: tuple[FoundLabel | None, ...]
     pictures: Pictures
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    captions_alone: str = ""
+
+    def without(self, names: frozenset[str]) -> Listing | None:
+        """The listing without these files; None where the pictures are no files of their own."""
+        if not isinstance(self.pictures, Files):
+            return None
+        kept = [i for i, file in enumerate(self.pictures.files) if str(file) not in names]
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in kept),
+            labels=tuple(self.labels[i] for i in kept),
+            captions=tuple(self.captions[i] for i in kept) if self.captions else (),
+            pictures=Files(files=tuple(self.pictures.files[i] for i in kept)),
+        )
 
 
 def pick_split(splits: Mapping[K, str]) -> tuple[str, tuple[K, ...]]:

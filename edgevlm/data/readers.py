@@ -18,12 +18,12 @@ from edgevlm.data.annotated import (
     objects_annotation,
     read_annotated,
 )
-from edgevlm.data.content import is_picture
+from edgevlm.data.content import UnreadableError, is_picture
 from edgevlm.data.data_set import Annotation, Count, DataSet, Objects, Sample
 from edgevlm.data.labels import FoundLabel, match_labels, own_classes
 from edgevlm.data.listing import SPLITS, Files, Listing, note_of_split, pick_split
 from edgevlm.data.other_tasks import ANNOTATION_SUFFIXES, kind_of_annotations, kind_of_folder, refuse
-from edgevlm.data.tables import TABLE_SUFFIXES, Table, labels_of, pictures_of, read_table
+from edgevlm.data.tables import CAPTIONS, TABLE_SUFFIXES, Table, captions_of, labels_of, pictures_of, read_table
 from edgevlm.errors import DataError, UsageError, did_you_mean
 from edgevlm.runtime.spec import Array
 
@@ -35,6 +35,8 @@ _SHAPES_SEED = 20_000
 """Of no training or test picture of the built-in model."""
 SHAPES_TRAINING_SEED = 30_000
 """Of pictures to fine-tune on: none that a compile calibrates, selects or reports on."""
+_NAMED = 3
+"""Of unreadable pictures, so many are named."""
 _SHAPES_OBJECTS = (1, 4)
 """Where boxes or masks are asked for."""
 
@@ -49,6 +51,8 @@ def read_data_set(
     n_shapes: int = 500,
     shapes_size: int = 64,
     shapes_seed: int = _SHAPES_SEED,
+    unreadable_share: float = 0.0,
+    takes_captions: bool = False,
 ) -> DataSet:
     """Read a data set in any of the layouts that ``docs/data.md`` describes.
 
@@ -59,6 +63,9 @@ def read_data_set(
         cache: a folder that keeps the pictures' digests, so that an unchanged data set is not read twice.
         n_shapes, shapes_size: how many generated pictures, and their side in pixels, as near as the generator can.
         shapes_seed: which pictures are generated.
+        unreadable_share: so many of the pictures, and at least one, may be unreadable and are then left out, with a
+            note; 0 leaves out none. To measure on what is left would be to measure something else; to train is not.
+        takes_captions: a table of captions without labels is what is asked for.
     Raises:  DataError: the data set is missing, empty, of another task, unreadable, or its classes do not match.
              MissingToolError: it is a Hugging Face data set and pyarrow is not installed.
     """
@@ -70,17 +77,44 @@ def read_data_set(
         if annotated is not None:
             return annotated
     listing = _list(path, task=task)
+    if listing.captions_alone and not takes_captions:
+        raise refuse(listing.captions_alone, CAPTIONS, task=task, pictures=None)
+    listing, digests = _digests_of(listing, unreadable_share, cache=cache, count=count)
     class_names, indices = _classes_of(listing, labels, task=task)
-    digests = listing.pictures.digests(cache=cache, count=count)
     return DataSet(
         name=listing.name,
         samples=tuple(
-            Sample(name=name, label=index, digest=digest, read=listing.pictures.reader(i))
-            for i, (name, index, digest) in enumerate(zip(listing.names, indices, digests, strict=True))
+            Sample(name=name, label=index, digest=digest, read=listing.pictures.reader(i), caption=caption)
+            for i, (name, index, digest, caption) in enumerate(
+                zip(listing.names, indices, digests, listing.captions or ("",) * len(digests), strict=True)
+            )
         ),
         class_names=class_names,
         notes=listing.notes,
     )
+
+
+def _digests_of(
+    listing: Listing, unreadable_share: float, *, cache: Path | None, count: Count | None
+) -> tuple[Listing, tuple[str, ...]]:
+    """The pictures' digests, and the listing without those that may be left out."""
+    try:
+        return listing, listing.pictures.digests(cache=cache, count=count)
+    except UnreadableError as error:
+        found, n = error.found, len(listing.names)
+        kept = listing.without(frozenset(name for name, _ in found)) if unreadable_share else None
+        if kept is None:
+            raise
+        first = "; ".join(f"'{name}': {problem}" for name, problem in found[:_NAMED])
+        n_most = max(1, int(unreadable_share * n))
+        if len(found) > n_most:
+            raise DataError(
+                f"{len(found)} of {n} pictures cannot be read, and at most {n_most} may be left out: {first}.",
+                hint="Replace these files or remove them.",
+            ) from error
+        note = f"{len(found)} of {n} pictures cannot be read and were left out: {first}."
+        kept = replace(kept, notes=(*kept.notes, note))
+        return kept, kept.pictures.digests(cache=cache, count=None)
 
 
 def _classes_of(
@@ -150,11 +184,19 @@ def _list_file(path: Path, *, task: str) -> Listing:
 
 
 def _list_table(table: Table, *, name: str, task: str, notes: tuple[str, ...] = ()) -> Listing:
-    if table.other_task:
+    if table.other_task not in (None, CAPTIONS):
         raise refuse(f"The table '{table.file}'", table.other_task, task=task, pictures=None)
     files = pictures_of(table)
     names = tuple(row[table.picture].strip() for row in table.rows)
-    return Listing(name=name, names=names, labels=labels_of(table), pictures=Files(files=files), notes=notes)
+    return Listing(
+        name=name,
+        names=names,
+        labels=labels_of(table),
+        pictures=Files(files=files),
+        notes=notes,
+        captions=captions_of(table),
+        captions_alone=f"The table '{table.file}'" if table.other_task else "",
+    )
 
 
 def _list_folder(root: Path, *, task: str, name: str = "") -> Listing:

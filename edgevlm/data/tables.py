@@ -13,6 +13,8 @@ from edgevlm.errors import DataError
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 
+CAPTIONS = "captions"
+
 _PICTURE_COLUMNS = ("file", "file_name", "filename", "path", "filepath", "file_path", "image", "image_path", "img")
 _INDEX_COLUMNS = ("class_index", "label_index", "class_id", "label_id", "class_idx", "label_idx", "index", "target")
 _NAME_COLUMNS = ("name", "class_name", "label_name", "category", "wnid", "synset")
@@ -20,7 +22,7 @@ _NAME_COLUMNS = ("name", "class_name", "label_name", "category", "wnid", "synset
 _LABEL_COLUMNS = ("label", "class", "labels", "classes", "y")
 _OTHER_TASKS = {
     "boxes": ("xmin", "x_min", "bbox", "x1", "left"),
-    "captions": ("caption", "captions", "sentence", "comment"),
+    CAPTIONS: ("caption", "captions", "sentence", "comment"),
     "questions and answers": ("question", "questions"),
     "masks": ("mask", "mask_path", "segmentation", "encodedpixels"),
 }
@@ -36,6 +38,7 @@ class Table:
     name: str | None
     rows: tuple[Mapping[str, str], ...]
     other_task: str | None
+    caption: str | None = None
 
 
 def read_table(file: Path) -> Table | None:
@@ -61,7 +64,15 @@ def read_table(file: Path) -> Table | None:
     has_labels = index is not None or name is not None
     # A detection table has a class column as well, so boxes make it one whatever else it holds.
     is_other = other is not None and (not has_labels or other in ("boxes", "masks"))
-    return Table(file=file, picture=picture, index=index, name=name, rows=rows, other_task=other if is_other else None)
+    return Table(
+        file=file,
+        picture=picture,
+        index=index,
+        name=name,
+        rows=rows,
+        other_task=other if is_other else None,
+        caption=_first(columns, _OTHER_TASKS[CAPTIONS]),
+    )
 
 
 def pictures_of(table: Table) -> tuple[Path, ...]:
@@ -83,6 +94,13 @@ def pictures_of(table: Table) -> tuple[Path, ...]:
             hint="Give paths relative to the table, or put the pictures into 'images' beside it.",
         )
     return tuple(folder / name for name in names)
+
+
+def captions_of(table: Table) -> tuple[str, ...]:
+    """What each row says of its picture in words; none where no column does."""
+    if table.caption is None:
+        return ()
+    return tuple((row[table.caption] or "").strip() for row in table.rows)
 
 
 def labels_of(table: Table) -> tuple[FoundLabel | None, ...]:

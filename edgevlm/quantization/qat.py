@@ -354,9 +354,11 @@ def _quantize(
     from accelerate import Accelerator
 
     from edgevlm.quantization.fake_graph import fake_quantized, plain_module
-    from edgevlm.quantization.training import Texts, identity_of, train
+    from edgevlm.quantization.training import Texts, train
+    from edgevlm.training.checkpoint import identity_of
+    from edgevlm.training.processes import must_use_cpu
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=must_use_cpu())
     say = progress if accelerator.is_main_process else silent
     graph = model.graphs[0].name
     state = destination.parent / f".{destination.name}.training"

@@ -6,16 +6,12 @@ killed and started again ends with the same weights. Needs torch at import.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,12 +19,15 @@ from torch.nn import functional
 
 from edgevlm.data.content import map_in_threads
 from edgevlm.data.data_set import DataSet
-from edgevlm.errors import DataError, ModelError, StoreError
+from edgevlm.errors import DataError, ModelError
 from edgevlm.progress import Progress, StepProgress, silent
 from edgevlm.quantization.fake_graph import FakeQuantized, trainable
 from edgevlm.quantization.fine_tuning import Training
 from edgevlm.runtime.image import decode_image, preprocess
 from edgevlm.runtime.spec import Array, ImageProcessing
+from edgevlm.training.checkpoint import Checkpoint
+from edgevlm.training.log import Log, Speed
+from edgevlm.training.schedule import batch_of, rate_at
 
 # Preprocessed pictures are kept where they fit: reading photographs takes longer than a step of a small model.
 _KEEP_BYTES = 1 << 30
@@ -194,126 +193,3 @@ class Loss:
         """Squared distance of the directions; a picture counts as answered alike within a cosine of 0.99."""
         cosine = functional.cosine_similarity(got.flatten(1), expected.flatten(1))
         return 2 * (1 - cosine).mean(), int((cosine > 0.99).sum())
-
-
-def batch_of(step: int, n: int, training: Training) -> list[int]:
-    """The pictures of a step: every picture once before any comes again, in an order that the seed decides."""
-    found: list[int] = []
-    position = step * training.batch_size
-    while len(found) < training.batch_size:
-        epoch, start = divmod(position + len(found), n)
-        order = np.random.default_rng((training.seed, epoch)).permutation(n)
-        found += order[start : start + training.batch_size - len(found)].tolist()
-    return found
-
-
-def rate_at(step: int, training: Training) -> float:
-    """Warm up over a twentieth of the steps, then fall along a half cosine to nothing."""
-    n_warmup = max(1, training.n_steps // 20)
-    warm = min(1.0, (step + 1) / n_warmup)
-    return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / training.n_steps))
-
-
-class Speed:
-    """Pictures a second, over the last steps."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._value = 0.0
-
-    def add(self, n: int) -> float:
-        now = time.monotonic()
-        current = n / max(now - self._last, 1e-9)
-        self._last = now
-        self._value = current if not self._value else 0.9 * self._value + 0.1 * current
-        return self._value
-
-
-class Log:
-    """One JSON line a step, written when a checkpoint is."""
-
-    def __init__(self, file: Path, *, n_done: int, is_main: bool) -> None:
-        self._file = file
-        self._rows: list[str] = []
-        self._is_main = is_main
-        if is_main:
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-            file.write_text("".join(lines[:n_done]), encoding="utf-8")
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        self._rows.append(json.dumps(row) + "\n")
-
-    def flush(self) -> None:
-        if self._is_main:
-            with self._file.open("a", encoding="utf-8") as opened:
-                opened.writelines(self._rows)
-        self._rows.clear()
-
-
-class Checkpoint:
-    """The state of a training as one safetensors file: weights, ranges, optimizer, random numbers; no pickle."""
-
-    def __init__(self, folder: Path, identity: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.file = folder / "checkpoint.safetensors"
-        self._identity = identity
-        self._module = module
-        self._optimizer = optimizer
-
-    def save(self, n_done: int) -> None:
-        """Whole, or not at all."""
-        from safetensors.torch import save_file
-
-        tensors = {f"model.{name}": value for name, value in self._state().items()}
-        for index, state in enumerate(self._optimizer_states()):
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors["random"] = torch.get_rng_state()
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        try:
-            save_file(tensors, unfinished, metadata={"identity": self._identity, "n_done": str(n_done)})
-            unfinished.replace(self.file)
-        except OSError as error:
-            raise StoreError(
-                f"The checkpoint '{self.file}' cannot be written: {error.strerror}.", hint="Free some space."
-            ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def load(self) -> int:
-        """Put the state back; the number of steps that were done, 0 where there is no checkpoint of this training."""
-        from safetensors import SafetensorError, safe_open
-
-        if not self.file.is_file():
-            return 0
-        try:
-            with safe_open(self.file, framework="pt") as opened:
-                about = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError):
-            return 0
-        if about.get("identity") != self._identity:
-            return 0
-        with torch.no_grad():
-            for name, value in self._state().items():
-                value.copy_(tensors[f"model.{name}"])
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        for index, parameter in enumerate(parameters):
-            names = [name for name in tensors if name.startswith(f"optimizer.{index}.")]
-            self._optimizer.state[parameter] = {name.rpartition(".")[2]: tensors[name] for name in names}
-        torch.set_rng_state(tensors["random"])
-        return int(about["n_done"])
-
-    def _state(self) -> dict[str, Tensor]:
-        """Weights and buffers, each once: a range that two places share has one name."""
-        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
-
-    def _optimizer_states(self) -> list[dict[str, Any]]:
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        return [self._optimizer.state.get(parameter, {}) for parameter in parameters]
-
-
-def identity_of(*parts: object) -> str:
-    """A digest of what decides a training's result."""
-    import hashlib
-
-    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

@@ -1,0 +1,668 @@
+"""What ``edgevlm distill`` does: a large model teaches a small one, which then goes into ``edgevlm compile``.
+
+distill()              from the teacher's name to the student's folder
+  _read_data()         what to train on and what to judge on
+  _prepare()           the student beside its teacher, the objectives that fit both
+  compute_outputs()    edgevlm.distillation.teacher_outputs: the teacher is asked once
+  train()              edgevlm.distillation.trainer
+  _write()             the student in Hugging Face's layout, with ``distillation.json`` and ``training.jsonl``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+
+from edgevlm.bundle.write import check_destination
+from edgevlm.data.data_set import DataSet
+from edgevlm.data.readers import SHAPES, SHAPES_TRAINING_SEED, read_data_set
+from edgevlm.data.splits import MIN_PICTURES, hold_out
+from edgevlm.distillation.pictures import TrainingPictures
+from edgevlm.distillation.recipe import Recipe, load_recipe
+from edgevlm.distillation.students import Student, load_student, refuse_task
+from edgevlm.distillation.students.facts import StudentBesideTeacher, StudentFacts
+from edgevlm.distillation.teacher_outputs import (
+    StoredOutputs,
+    compute_outputs,
+    describe_outputs,
+    place_of,
+)
+from edgevlm.distillation.teachers import Teacher, TorchTeacher, teacher_of
+from edgevlm.errors import DataError, UsageError
+from edgevlm.extras import require_compile, silence_telemetry
+from edgevlm.families import ZERO_SHOT
+from edgevlm.ingest import read_model
+from edgevlm.model import Model
+from edgevlm.progress import Note, Progress, StepProgress, doing, silent
+from edgevlm.runtime.spec import ImageProcessing, Spec, from_json
+from edgevlm.store import cache_root, write_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgevlm.distillation.lessons import Lessons, Texts
+    from edgevlm.distillation.trainer import Decode, Learner
+
+DISTILLATION_FILE = "distillation.json"
+
+_N_SHAPES = 16_384
+_N_SHAPES_HELD_OUT = 1000
+_HELD_OUT_SHARE = 0.1
+_MOST_HELD_OUT_SHARE = 0.3
+# Of the pictures may be unreadable, and at least one: a crawled data set has some, and more are a mistake.
+_UNREADABLE_SHARE = 0.01
+_OUTPUTS = ("logits", "image_embeds", "image_features", "text_embeds", "text_features", "pred_masks", "iou_scores")
+# Of each picture in a step; EdgeSAM asks up to 16 (arXiv:2312.06660), of pictures with some hundred things in them.
+_N_PROMPTS = 4
+_MASK_TOKENS = ("[MASK]", "<mask>")
+
+
+class Distillation(Spec, frozen=True, kw_only=True):
+    """What ``distillation.json`` says.
+
+    Args:
+        teacher: what the user wrote; ``teacher_digest`` is of its weights, configuration, processing and tokenizer.
+        recipe: with what was changed on the command line.
+        data_digest: of the pictures that were trained on, in their order; ``outputs`` of what the teacher said of them.
+        n_steps: that were done; ``best_step`` the one whose weights the student has.
+        metric: of student and teacher on pictures that training never saw; the teacher's is null where the metric
+            compares with the teacher.
+        facts: parameters, multiply-accumulates and latency before training; null where they were left out.
+        notes: what was added, taken over or left out, a sentence each.
+    """
+
+    schema_version: Literal[1] = 1
+    teacher: str
+    teacher_digest: str
+    task: str
+    student: str
+    n_parameters: int
+    image: ImageProcessing
+    recipe: Recipe
+    n_processes: int
+    data: str
+    data_digest: str
+    outputs: str
+    n_training_pictures: int
+    held_out_data: str
+    held_out_digest: str
+    n_held_out_pictures: int
+    n_steps: int
+    best_step: int
+    loss: float
+    metric: str
+    student_metric: float | None
+    teacher_metric: float | None
+    facts: StudentBesideTeacher | None
+    notes: tuple[str, ...]
+
+
+class Distilled(Spec, frozen=True, kw_only=True):
+    """What ``edgevlm distill`` made: a checkpoint's folder, ready for ``edgevlm compile``, and how it came about."""
+
+    folder: Path
+    distillation: Distillation
+
+
+def distill(
+    teacher: str,
+    *,
+    student: str,
+    data: str | os.PathLike[str] | None = None,
+    recipe: str | Recipe = "logits",
+    output: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+    eval_data: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    teacher_outputs: str | os.PathLike[str] | None = None,
+    task: str | None = None,
+    labels: Sequence[str] = (),
+    revision: str | None = None,
+    card: Path | str | None = None,
+    trust_remote_code: bool = False,
+    is_timed: bool = True,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Distilled:
+    """Teach a small student what a large model knows; what comes out goes into ``compile``.
+
+    Args:
+        teacher: as ``compile`` takes it.
+        student: a name in ``edgevlm.distillation.students.STUDENTS``.
+        data: pictures to train on, labelled or not, as ``read_data_set`` takes them; ``shapes`` are generated.
+        recipe: a built-in one's name, a TOML file, or the value itself.
+        steps, batch_size, learning_rate, precision, seed: instead of the recipe's.
+        eval_data: pictures to judge on; a part of ``data`` that training then never sees, where left out.
+        image_size: of the student's pictures; the teacher's own where left out.
+        teacher_outputs: where the teacher's outputs lie or are to lie; the cache folder where left out.
+        is_timed: count and time the untrained student and the teacher before training.
+    Raises:
+        UsageError: teacher, student, recipe and data do not fit. MissingToolError: accelerate is not installed.
+        StoreError: stored teacher outputs are damaged or of something else. ModelError: the training diverged.
+    """
+    require_compile("distill")
+    silence_telemetry()
+    from edgevlm.distillation.trainer import require_accelerate
+
+    require_accelerate()
+    kind = load_student(student)
+    asked = _with_options(
+        load_recipe(recipe) if isinstance(recipe, str) else recipe,
+        n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
+    )  # fmt: skip
+    if data is None:
+        raise UsageError("There is nothing to train on.", hint=f"Pass --data with pictures, or --data {SHAPES}.")
+    model = read_model(
+        teacher, task=task, card=card, revision=revision, labels=labels, trust_remote_code=trust_remote_code
+    )
+    refuse_task(kind, model)
+    destination = Path(output) if output is not None else Path(f"{model.name}-{student}")
+    _check_output(destination, overwrite=overwrite)
+    train_on, held_out = _read_data(model, tuple(labels) or model.labels, data, eval_data)
+    train_on = _as_many_as_are_seen(train_on, asked)
+    state = destination.parent / f".{destination.name}.training"
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        made = _distill(
+            model,
+            kind,
+            asked,
+            train_on,
+            held_out,
+            image_size=image_size,
+            outputs_folder=None if teacher_outputs is None else Path(teacher_outputs),
+            state=state,
+            destination=destination,
+            is_timed=is_timed,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        if (state / "checkpoint.safetensors").is_file():
+            progress(Note(f"The last checkpoint is kept in '{state}'; the same command goes on from there."))
+        raise
+    if made is None:  # a process that only helped
+        raise SystemExit(0)
+    shutil.rmtree(state, ignore_errors=True)
+    return Distilled(folder=destination, distillation=made)
+
+
+def _distill(
+    model: Model,
+    kind: Student,
+    recipe: Recipe,
+    train_on: DataSet,
+    held_out: DataSet,
+    *,
+    image_size: int | None,
+    outputs_folder: Path | None,
+    state: Path,
+    destination: Path,
+    is_timed: bool,
+    progress: Progress,
+) -> Distillation | None:
+    """Everything up to the folder; None in a process that is not the main one."""
+    import torch
+
+    from edgevlm.distillation.judging import Judge
+    from edgevlm.distillation.lessons import Lessons, texts_of
+    from edgevlm.distillation.trainer import gather_of, has_tensorboard, new_accelerator, seed_of, train
+    from edgevlm.training.checkpoint import identity_of
+
+    accelerator = new_accelerator(recipe, state)
+    say = progress if accelerator.is_main_process else silent
+    teacher = teacher_of(model, device="cpu" if accelerator.device.type == "cpu" else str(accelerator.device))
+    texts, their_texts = texts_of(model, train_on), texts_of(model, held_out)
+    with doing("prepare", f"{kind.name}, taught by {model.name}", say):
+        ready = _prepare(
+            model,
+            teacher,
+            kind,
+            recipe,
+            image_size,
+            their_texts=their_texts,
+            data=held_out,
+            has_labels=train_on.has_labels,
+        )
+    for note in (*train_on.notes, *ready.notes):
+        say(Note(note))
+    facts = None
+    if is_timed and accelerator.is_main_process:
+        with doing("time", "the untrained student beside its teacher", say):
+            facts = _facts(kind, model, image_size, n_classes=ready.n_classes, folder=state, progress=say)
+        for line in facts_in_words(facts):
+            say(Note(line))
+    if not has_tensorboard():
+        say(Note("tensorboard is not installed, so there are no logs for it; training.jsonl has every step."))
+    lessons: dict[str, Lessons] = {}
+    of_what: dict[str, str] = {}
+    for name, data, named, needs, top_k in (
+        ("train", train_on, texts, ready.needs, recipe.top_k),
+        ("held-out", held_out, their_texts, ready.judge_needs, 0),
+    ):
+        is_training = name == "train"
+        pictures = TrainingPictures(
+            data,
+            augmentation=recipe.augmentation if is_training else "none",
+            seed=recipe.seed,
+            # Forms that no step comes to are not worth asking the teacher about.
+            n_variants=min(recipe.n_variants, math.ceil(recipe.n_steps * recipe.batch_size / len(data))),
+        )
+        its_texts = named.texts if named else ()
+        of = describe_outputs(teacher, pictures, needs, top_k=top_k, texts=its_texts)
+        folder = place_of(of) if outputs_folder is None else outputs_folder / name
+        with doing("teach" if is_training else "teach held-out", f"{teacher.model.name} on {data.name}", say):
+            compute_outputs(
+                teacher,
+                pictures,
+                of,
+                folder,
+                texts=its_texts,
+                process=accelerator.process_index,
+                n_processes=accelerator.num_processes,
+                wait=accelerator.wait_for_everyone,
+                progress=_renamed(say, "teach" if is_training else "teach held-out"),
+            )
+            # One process of a machine hashes the files, and the others trust it.
+            if accelerator.is_local_main_process:
+                StoredOutputs(folder, of)
+            accelerator.wait_for_everyone()
+            stored = StoredOutputs(folder, of, is_verified=True)
+        lessons[name] = Lessons(
+            pictures=pictures, stored=stored, image=ready.image, texts=named, n_prompts=ready.n_prompts
+        )
+        of_what[name] = of.key
+    learner = ready.learner
+
+    def loss(batch: Any, outputs: Mapping[str, Any]) -> Any:
+        generator = torch.Generator().manual_seed(seed_of(recipe.seed))
+        return learner.loss(learner(batch, outputs, gather_of(accelerator), generator))
+
+    scale = _scale_of(teacher)
+    del teacher  # it has said all that it has to say, and its memory is the student's
+    judge = Judge(kind, lessons["held-out"], metric=ready.metric, needs=ready.metric_needs, loss=loss)
+    identity = identity_of(
+        of_what, kind.name, msgspec.to_builtins(ready.image), msgspec.to_builtins(recipe), accelerator.num_processes,
+        str(torch.__version__), train_on.digest, held_out.digest,
+    )  # fmt: skip
+    with doing("train", f"{recipe.n_steps} steps of {recipe.batch_size} pictures", say):
+        trained = train(
+            learner,
+            lessons["train"],
+            recipe,
+            judge=judge,
+            folder=state,
+            identity=identity,
+            accelerator=accelerator,
+            progress=say,
+        )
+    if not accelerator.is_main_process:
+        return None
+    notes = [*train_on.notes, *ready.notes, *_take_scale(learner, scale)]
+    made = Distillation(
+        teacher=model.source.asked,
+        teacher_digest=model.source.digest,
+        task=model.task,
+        student=kind.name,
+        n_parameters=sum(parameter.numel() for parameter in learner.student.parameters()),
+        image=ready.image,
+        recipe=recipe,
+        n_processes=accelerator.num_processes,
+        data=train_on.name,
+        data_digest=lessons["train"].pictures.digest,
+        outputs=of_what["train"],
+        n_training_pictures=len(train_on),
+        held_out_data=held_out.name,
+        held_out_digest=lessons["held-out"].pictures.digest,
+        n_held_out_pictures=len(held_out),
+        n_steps=trained.n_steps,
+        best_step=trained.best_step,
+        loss=trained.loss,
+        metric=judge.metric,
+        student_metric=trained.metric,
+        teacher_metric=judge.of_teacher(),
+        facts=facts,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    with doing("write", str(destination), say):
+        _write(kind, learner.student, model, made, state, destination)
+    return made
+
+
+# --- what is asked for ------------------------------------------------------------------------------------
+
+
+def _with_options(recipe: Recipe, **options: Any) -> Recipe:
+    """The recipe with what was asked for instead of its own.
+
+    Raises: UsageError: a value is out of range.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return msgspec.convert(msgspec.to_builtins(recipe) | given, Recipe)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"The recipe '{recipe.name}' cannot be changed so: {error}.", hint="See `edgevlm distill --help`."
+        ) from error
+
+
+def _check_output(destination: Path, *, overwrite: bool) -> None:
+    if destination.is_dir() and overwrite and (destination / DISTILLATION_FILE).is_file():
+        return
+    check_destination(destination, overwrite=False)
+
+
+def _read_data(
+    model: Model,
+    labels: tuple[str, ...],
+    data: str | os.PathLike[str],
+    eval_data: str | os.PathLike[str] | None,
+) -> tuple[DataSet, DataSet]:
+    """What to train on and what to judge on; they share no picture."""
+
+    def read(source: str | os.PathLike[str], names: Sequence[str], **options: Any) -> DataSet:
+        size = max(model.processing.image.height, model.processing.image.width)
+        cache = cache_root() / "digests"
+        return read_data_set(
+            source,
+            labels=names,
+            task=model.task,
+            cache=cache,
+            shapes_size=size,
+            takes_captions=model.task == ZERO_SHOT,
+            **options,
+        )
+
+    if os.fspath(data) == SHAPES:
+        train_on = read(SHAPES, labels, n_shapes=_N_SHAPES, shapes_seed=SHAPES_TRAINING_SEED)
+        eval_data = eval_data or SHAPES
+    else:
+        train_on = read(data, labels, unreadable_share=_UNREADABLE_SHARE)
+    if eval_data is None:
+        n = len({sample.digest for sample in train_on.samples})
+        share = min(_MOST_HELD_OUT_SHARE, max(_HELD_OUT_SHARE, MIN_PICTURES / max(n, 1)))
+        return hold_out(train_on, share=share)
+    # Class names that are the data set's own must mean the same in both.
+    held_out = read(eval_data, labels or train_on.class_names, n_shapes=_N_SHAPES_HELD_OUT)
+    taken = {sample.digest for sample in held_out.samples}
+    train_on = train_on.only([sample for sample in train_on.samples if sample.digest not in taken])
+    if not train_on.samples:
+        raise DataError(
+            f"Every picture of '{data}' is in the pictures to judge on too.", hint="Leave --eval-data out to cut them."
+        )
+    return train_on, held_out
+
+
+def _as_many_as_are_seen(data: DataSet, recipe: Recipe) -> DataSet:
+    """A short training sees some of the pictures; the teacher need not be asked about the others."""
+    n_seen = recipe.n_steps * recipe.batch_size
+    if n_seen >= len(data):
+        return data
+    chosen = np.sort(np.random.default_rng(recipe.seed).permutation(len(data))[:n_seen])
+    note = f"{n_seen} of {len(data)} pictures are used: {recipe.n_steps} steps of {recipe.batch_size} see no more."
+    return replace(data.only([data.samples[i] for i in chosen]), notes=(*data.notes, note))
+
+
+# --- the student beside its teacher -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ready:
+    """A student and its objectives, ready to be taught.
+
+    Args:
+        needs: of the teacher's outputs, for training; ``judge_needs`` for the held-out pictures.
+    """
+
+    learner: Learner
+    image: ImageProcessing
+    n_classes: int | None
+    needs: frozenset[str]
+    judge_needs: frozenset[str]
+    metric: str
+    metric_needs: frozenset[str]
+    n_prompts: int
+    notes: tuple[str, ...]
+
+
+def _prepare(
+    model: Model,
+    teacher: Teacher,
+    kind: Student,
+    recipe: Recipe,
+    image_size: int | None,
+    *,
+    their_texts: Texts | None,
+    data: DataSet,
+    has_labels: bool,
+) -> _Ready:
+    import torch
+
+    from edgevlm.distillation.judging import LOSS, choose_metric
+    from edgevlm.distillation.objectives import make_objectives
+    from edgevlm.distillation.students.inheritance import inherit_weights
+    from edgevlm.distillation.trainer import Learner
+
+    theirs = teacher.sizes()
+    n_classes = None if model.labels or len(theirs.get("logits", ())) != 1 else theirs["logits"][0]
+    student = kind.build(model, image_size=image_size, seed=recipe.seed, n_classes=n_classes)
+    image = kind.processing(model, image_size)
+    notes: list[str] = []
+    if recipe.inherits:
+        if not isinstance(teacher, TorchTeacher):
+            raise UsageError(
+                f"The recipe '{recipe.name}' starts from the teacher's layers, and '{model.name}' is an ONNX file.",
+                hint="Pass the checkpoint that it was exported from, or take another recipe.",
+            )
+        inherited = inherit_weights(student, teacher.module)
+        notes += inherited or ("Nothing of the teacher's has the names and shapes of the student's layers.",)
+    ours = student_sizes(kind, student, model, image)
+    n_tokens, mask_token = _tokens(model, student)
+    torch.manual_seed(recipe.seed)  # of the objectives' own parameters
+    objectives = make_objectives(recipe.terms, ours, theirs, n_tokens, mask_token)
+    has_prompts = "prompts" in objectives.batch_needs
+    if "labels" in objectives.batch_needs and not has_labels:
+        notes.append("The pictures have no labels, so what learns from labels has nothing to do.")
+    needs = frozenset(name for name in objectives.teacher_needs if name in theirs)
+    has_class_texts = their_texts is not None and bool(their_texts.n_classes)
+    is_labelled = all(sample.label is not None for sample in data.samples)
+    metric, metric_needs = choose_metric(ours, theirs, is_labelled=is_labelled, has_class_texts=has_class_texts)
+    judge_needs = needs if metric == LOSS else metric_needs | ({"text_embeds"} & theirs.keys())
+    return _Ready(
+        learner=Learner(
+            kind,
+            student.requires_grad_(True),
+            objectives,
+            decode=_decoder_of(student, teacher, image) if has_prompts else None,
+        ),
+        image=image,
+        n_classes=n_classes,
+        needs=needs,
+        judge_needs=judge_needs if their_texts is not None or metric == LOSS else judge_needs - {"text_embeds"},
+        metric=metric,
+        metric_needs=metric_needs,
+        n_prompts=_N_PROMPTS if has_prompts else 0,
+        notes=(*notes, *objectives.notes),
+    )
+
+
+def _decoder_of(student: nn.Module, teacher: Teacher, image: ImageProcessing) -> Decode | None:
+    """The mask decoders of both, called as their family calls them; None where they have none."""
+    graph = next((graph for graph in teacher.model.graphs if graph.name == "mask_decoder"), None)
+    if graph is None or not isinstance(teacher, TorchTeacher):
+        return None
+    from edgevlm.families import load_family
+
+    family, theirs = load_family(teacher.model.family), teacher.module
+    # Prompts are in the student's pixels.
+    scale = teacher.processing.image.height / image.height
+
+    def decode(who: str, image_embeds: Tensor, prompts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        points, labels = prompts["input_points"], prompts["input_labels"]
+        if who == "teacher":
+            points = (points + 0.5) * scale - 0.5  # a whole number is the middle of a pixel
+        module = student if who == "student" else theirs
+        return dict(zip(graph.outputs, family.call(module, graph.name, image_embeds, points, labels), strict=True))
+
+    return decode
+
+
+def student_sizes(
+    kind: Student, student: nn.Module, model: Model, image: ImageProcessing
+) -> dict[str, tuple[int, ...]]:
+    """Everything that a student can give: the shape of one row by output.
+
+    Raises: UsageError: it does not take pictures of that size.
+    """
+    import torch
+
+    from edgevlm.distillation.lessons import tokenize_texts
+    from edgevlm.distillation.step import Batch
+    from edgevlm.families.loading import first_line
+
+    tokens: dict[str, Any] = {}
+    if model.processing.text is not None:
+        tokens = {name: torch.from_numpy(value) for name, value in tokenize_texts(model, ["a"]).items()}
+    batch = Batch(pixel_values=torch.from_numpy(np.zeros((1, 3, image.height, image.width), np.float32)), **tokens)
+    found = {}
+    with torch.no_grad():
+        for name in _OUTPUTS:
+            try:
+                found[name] = tuple(kind.outputs(student, batch, frozenset({name}))[name].shape[1:])
+            except UsageError:  # it has no output of that name
+                continue
+            except RuntimeError as error:  # halved until nothing is left of them
+                raise UsageError(
+                    f"'{kind.name}' cannot take pictures of {image.height}×{image.width}: {first_line(error)}",
+                    hint="Pass a larger --image-size.",
+                ) from error
+    return found
+
+
+def _tokens(model: Model, student: Any) -> tuple[int | None, int | None]:
+    """How many tokens the teacher's tokenizer knows, which the student takes over, and the one that stands for none.
+
+    Raises: UsageError: the student was made for other tokens.
+    """
+    if model.processing.text is None:
+        return None, None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(model.tokenizer_file)
+    config = getattr(getattr(student, "config", None), "text_config", None)
+    n_tokens = int(getattr(config, "vocab_size", tokenizer.get_vocab_size()))
+    if n_tokens < tokenizer.get_vocab_size():
+        raise UsageError(
+            f"The student knows {n_tokens} tokens and the teacher's tokenizer has {tokenizer.get_vocab_size()}: their "
+            "tokenizers differ.",
+            hint="Take a student that is made for its teacher's tokenizer; see `edgevlm distill --help`.",
+        )
+    ids = (tokenizer.token_to_id(token) for token in _MASK_TOKENS)
+    return n_tokens, next((each for each in ids if each is not None), None)
+
+
+def _scale_of(teacher: Teacher) -> float | None:
+    """What the teacher multiplies cosines by; null where it has not two towers."""
+    if not isinstance(teacher, TorchTeacher):
+        return None
+    from edgevlm.families import load_family
+
+    scoring = load_family(teacher.model.family).scoring(teacher.module)
+    return None if scoring is None else scoring.scale
+
+
+def _take_scale(learner: Learner, teachers: float | None) -> tuple[str, ...]:
+    """Two towers give probabilities by the scale that training learned, else by the teacher's."""
+    import torch
+
+    scale = getattr(learner.student, "logit_scale", None)
+    learned = learner.objectives.scales()
+    if scale is None or not (learned or teachers):
+        return ()
+    name, value = next(iter(learned.items()), ("", teachers or 1.0))
+    with torch.no_grad():
+        scale.fill_(math.log(value))
+    whose = f"the objective '{name}' has it" if name else "the teacher's are"
+    return (f"Cosines are multiplied by {value:.1f}, as {whose}.",)
+
+
+# --- facts ------------------------------------------------------------------------------------------------
+
+
+def _facts(
+    kind: Student, model: Model, image_size: int | None, *, n_classes: int | None, folder: Path, progress: Progress
+) -> StudentBesideTeacher:
+    """Measured once: a training that goes on is not timed again."""
+    from edgevlm.distillation.students.facts import describe_student
+
+    file = folder / "facts.json"
+    asked = f"{kind.name} {image_size} {model.source.digest}"
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        known = from_json(file.read_bytes(), _KnownFacts)
+        if known.asked == asked:
+            return known.facts
+    facts = describe_student(kind, model, image_size=image_size, n_classes=n_classes, progress=progress)
+    write_spec(file, _KnownFacts(asked=asked, facts=facts))
+    return facts
+
+
+class _KnownFacts(Spec, frozen=True, kw_only=True):
+    asked: str
+    facts: StudentBesideTeacher
+
+
+def facts_in_words(facts: StudentBesideTeacher) -> list[str]:
+    """A line each for student and teacher."""
+    rows = {"student": facts.student, "teacher": facts.teacher}
+    return [f"{who}: {_in_words(each)}" for who, each in rows.items() if each is not None]
+
+
+def _in_words(facts: StudentFacts) -> str:
+    parts = [
+        f"{facts.name}, {facts.height}×{facts.width}",
+        f"{facts.n_parameters / 1e6:.2f} million parameters",
+        f"{facts.n_macs / 1e6:.0f} million multiply-accumulates",
+    ]
+    parts += [f"{name} {ms:.2f} ms (median on this machine in float32)" for name, ms in facts.latency_ms.items()]
+    return "; ".join([", ".join(parts), *facts.reasons])
+
+
+def _renamed(progress: Progress, name: str) -> Progress:
+    def say(event: object) -> None:
+        if isinstance(event, StepProgress):
+            progress(StepProgress(name, event.fraction, event.detail))
+
+    return say
+
+
+# --- what comes out ---------------------------------------------------------------------------------------
+
+
+def _write(
+    kind: Student, student: nn.Module, model: Model, made: Distillation, state: Path, destination: Path
+) -> None:
+    """Whole, or not at all: a finished folder under its own name."""
+    from edgevlm.distillation.trainer import LOG_FILE
+
+    draft = destination.parent / f".{destination.name}.{os.getpid()}.partial"
+    try:
+        kind.save(student, draft, model)
+        write_spec(draft / DISTILLATION_FILE, made)
+        shutil.copyfile(state / LOG_FILE, draft / LOG_FILE)
+        if destination.exists():
+            shutil.rmtree(destination)
+        draft.replace(destination)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
