@@ -104,6 +104,27 @@ def _tower(name: str, config_class: str, processor: str, config: dict[str, Any],
     )
 
 
+_SAM = {
+    "vision_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": LARGE,
+        "patch_size": 8,
+        "window_size": 3,
+        "global_attn_indexes": [1],
+        "output_channels": 16,
+        "num_pos_feats": 8,
+    },
+    "prompt_encoder_config": {"hidden_size": 16, "image_size": LARGE, "patch_size": 8, "mask_input_channels": 4},
+    "mask_decoder_config": {
+        "hidden_size": 16,
+        "mlp_dim": 32,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    },
+}
+
 VIT, CONVNEXT, BIT = "ViTImageProcessor", "ConvNextImageProcessor", "BitImageProcessor"
 CLIP, SIGLIP = "CLIPImageProcessor", "SiglipImageProcessor"
 MOBILENET1, MOBILENET2 = "MobileNetV1ImageProcessor", "MobileNetV2ImageProcessor"
@@ -173,6 +194,14 @@ CHECKPOINTS = (
         size=LARGE,
     ),
     Tiny(
+        architecture="SamModel",
+        family="sam",
+        config_class="SamConfig",
+        processor="SamImageProcessor",
+        config=_SAM,
+        size=LARGE,
+    ),
+    Tiny(
         architecture="SiglipModel", family="siglip", config_class="SiglipConfig", processor=SIGLIP, config=_TWO_TOWERS
     ),
 )
@@ -201,6 +230,10 @@ def write_checkpoint(architecture: str, folder: Path, **changes: Any) -> Path:
     processor = getattr(transformers, f"{tiny.processor}Pil")
     sizes: dict[str, Any] = {"crop_size": {"height": tiny.size, "width": tiny.size}}
     is_square = "height" in processor.size
+    if "longest_edge" in processor.size:
+        sizes = {"size": {"longest_edge": tiny.size}, "pad_size": {"height": tiny.size, "width": tiny.size}}
+        processor(**sizes).save_pretrained(folder)
+        return folder
     sizes["size"] = {"height": tiny.size, "width": tiny.size} if is_square else {"shortest_edge": tiny.size}
     processor(**sizes).save_pretrained(folder)
     if tiny.family in ("clip", "siglip", "dual_encoder"):

@@ -126,7 +126,7 @@ def test_steps_stand_in_the_order_in_which_they_are_done():
         ({"resample": [2]}, "resample = [2]"),
         ({"image_mean": [0.5]}, "image_mean = [0.5]"),
         ({"image_std": "half"}, "image_std = half"),
-        ({"image_processor_type": "SamImageProcessor"}, "is for 'SamImageProcessor'"),
+        ({"image_processor_type": "DonutImageProcessor"}, "is for 'DonutImageProcessor'"),
         ({"do_center_crop": True}, "do_center_crop and no crop_size"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 4}}, "height and width are expected"),
     ],
