@@ -245,7 +245,7 @@ def _family(config: Mapping[str, Any], asked: Asked, folder: Path) -> tuple[str,
 def _unsupported(architecture: str, asked: Asked) -> EdgeVLMError:
     task = _task_of_unsupported(architecture)
     if task in TASKS:
-        what = f"is a model for {task} of an architecture that edgevlm does not know"
+        what = f"is {'an' if task[0] in 'aeiou' else 'a'} {task} model of an architecture that edgevlm does not know"
     else:
         what = f"is for {task}; edgevlm compiles {', '.join(TASKS)}" if task else "is no model that edgevlm knows"
     return ModelError(

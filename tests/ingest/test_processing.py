@@ -148,7 +148,7 @@ def test_convnext_wants_a_shortest_edge_and_an_unknown_type_a_name():
     with pytest.raises(ModelError, match="wants a shortest_edge"):
         processing_of({"image_processor_type": "ConvNextImageProcessor", "size": {"height": 224, "width": 224}})
     with pytest.raises(ModelError, match="does not say which image processor"):
-        processing_of({}, model_type="sam")
+        processing_of({}, model_type="donut-swin")
 
 
 # --- back to JSON -----------------------------------------------------------------------------------------
