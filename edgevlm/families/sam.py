@@ -1,6 +1,7 @@
 """SAM: an image encoder that sees the picture once, and a mask decoder that points and boxes are put to.
 
-Paper: Segment Anything, arXiv:2304.02643 (Apache-2.0). Code: Transformers' ``SamModel``.
+Paper: Segment Anything, arXiv:2304.02643 (Apache-2.0). Code: Transformers' ``SamModel``. ``TinyVitSam`` is the same
+with TinyViT for its encoder, as in MobileSAM (arXiv:2306.14289); see ``tiny_vit``.
 
 The decoder's graph holds the prompt encoder, and the embedding of the image's places as a constant. It gives all of the
 decoder's masks: the single one first, then the three suggestions, of which Transformers gives either.
@@ -20,7 +21,10 @@ _NO_POINT = -1
 
 
 class Sam(Family):
-    architectures: ClassVar[Mapping[str, Architecture]] = {"SamModel": Architecture(tasks=(MASKS,), sizes="fixed")}
+    architectures: ClassVar[Mapping[str, Architecture]] = {
+        "SamModel": Architecture(tasks=(MASKS,), sizes="fixed"),
+        "TinyVitSam": Architecture(tasks=(MASKS,), sizes="fixed"),
+    }
     # Transformers leaves out of the nested configurations what equals its defaults; these are they.
     vision_defaults: ClassVar[Mapping[str, int]] = {"image_size": 1024, "patch_size": 16, "output_channels": 256}
 
@@ -40,6 +44,10 @@ class Sam(Family):
             Graph(name=MASK_DECODER, inputs=(embeds, points, labels), outputs=("pred_masks", "iou_scores")),
         )
 
+    def options(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        is_ours = checkpoint.architecture == "TinyVitSam"
+        return {"class": "edgevlm.families.tiny_vit:TinyVitSam"} if is_ours else {}
+
     def load(self, model: Model) -> Any:
         return with_places(super().load(model))
 
@@ -54,6 +62,11 @@ def with_places(module: Any) -> Any:
     places = module.get_image_wide_positional_embeddings().detach()
     module.register_buffer("image_places", places, persistent=False)
     return module
+
+
+def _places(module: Any) -> Any:
+    """As they were folded in, or of a module in training anew."""
+    return module.image_places if hasattr(module, "image_places") else module.get_image_wide_positional_embeddings()
 
 
 def masks(module: Any, image_embeds: Any, input_points: Any, input_labels: Any) -> tuple[Any, Any]:
@@ -73,7 +86,7 @@ def masks(module: Any, image_embeds: Any, input_points: Any, input_labels: Any) 
     seen = image_embeds + module.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
     # Each picture once for each of its prompts, which the transformer holds in its batch.
     seen = seen[:, None].expand(-1, n_prompts, -1, -1, -1).flatten(0, 1)
-    places = module.image_places.expand(seen.shape[0], -1, -1, -1)
+    places = _places(module).expand(seen.shape[0], -1, -1, -1)
     tokens, keys = decoder.transformer(
         point_embeddings=tokens, image_embeddings=seen, image_positional_embeddings=places, attention_similarity=None
     )

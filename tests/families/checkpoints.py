@@ -125,6 +125,21 @@ _SAM = {
     },
 }
 
+_TINY_SAM = {
+    **_SAM,
+    "vision_config": {
+        "image_size": LARGE,
+        "embed_dims": [8, 16, 16, 32],
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_sizes": [3, 3, 3, 3],
+        "output_channels": 16,
+        "num_pos_feats": 8,
+        "scale": 16,
+    },
+    "prompt_encoder_config": {"hidden_size": 16, "image_size": LARGE, "mask_input_channels": 4},
+}
+
 VIT, CONVNEXT, BIT = "ViTImageProcessor", "ConvNextImageProcessor", "BitImageProcessor"
 CLIP, SIGLIP = "CLIPImageProcessor", "SiglipImageProcessor"
 MOBILENET1, MOBILENET2 = "MobileNetV1ImageProcessor", "MobileNetV2ImageProcessor"
@@ -194,6 +209,14 @@ CHECKPOINTS = (
         size=LARGE,
     ),
     Tiny(
+        architecture="TinyVitSam",
+        family="sam",
+        config_class="TinyVitSamConfig",
+        processor="SamImageProcessor",
+        config=_TINY_SAM,
+        size=LARGE,
+    ),
+    Tiny(
         architecture="SamModel",
         family="sam",
         config_class="SamConfig",
@@ -222,8 +245,12 @@ def write_checkpoint(architecture: str, folder: Path, **changes: Any) -> Path:
 
     tiny = checkpoint(architecture)
     torch.manual_seed(7)
-    config = getattr(transformers, tiny.config_class)(**{**tiny.config, **changes})
-    model = getattr(transformers, architecture)(config).eval()
+    if architecture.startswith("TinyVit"):
+        import edgevlm.families.tiny_vit as classes
+    else:
+        classes = transformers
+    config = getattr(classes, tiny.config_class)(**{**tiny.config, **changes})
+    model = getattr(classes, architecture)(config).eval()
     _enliven(model, tiny.size)
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
