@@ -8,26 +8,22 @@ As in MobileSAM the last stage does not halve the picture again: 1024 × 1024 pi
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig
-from transformers.models.sam.modeling_sam import (
-    SamMaskDecoder,
-    SamPositionalEmbedding,
-    SamPreTrainedModel,
-    SamPromptEncoder,
-    SamVisionEncoderOutput,
-    SamVisionNeck,
-)
+
+# Their annotations fit no other configuration than SAM's own.
+transformers: Any = importlib.import_module("transformers")
+sam: Any = importlib.import_module("transformers.models.sam.modeling_sam")
 
 STRIDE = 16
 """Pixels of the picture for each place of what the encoder gives."""
 
 
-class TinyVitConfig(PreTrainedConfig):  # type: ignore[misc]
+class TinyVitConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
     """TinyViT-5M with SAM's neck where nothing else is said.
 
     ``num_pos_feats`` and ``scale`` are of the embedding of places, which SAM keeps beside its encoder's settings.
@@ -55,17 +51,17 @@ class TinyVitConfig(PreTrainedConfig):  # type: ignore[misc]
         return int(self.embed_dims[-1])
 
 
-class TinyVitSamConfig(PreTrainedConfig):  # type: ignore[misc]
+class TinyVitSamConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
     model_type = "edgevlm-tiny-vit-sam"
     sub_configs_defaults = {
-        "prompt_encoder_config": SamPromptEncoderConfig,
-        "mask_decoder_config": SamMaskDecoderConfig,
+        "prompt_encoder_config": transformers.SamPromptEncoderConfig,
+        "mask_decoder_config": transformers.SamMaskDecoderConfig,
         "vision_config": TinyVitConfig,
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    prompt_encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    mask_decoder_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    prompt_encoder_config: Any = None
+    mask_decoder_config: Any = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
@@ -215,16 +211,15 @@ class Stage(nn.Module):
         return out
 
 
-class _Initialized(SamPreTrainedModel):  # type: ignore[misc]
+class _Initialized(sam.SamPreTrainedModel):  # type: ignore[misc]
     """As timm begins, where Transformers would not."""
 
-    config_class = TinyVitSamConfig
+    config_class: Any = TinyVitSamConfig
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # What a checkpoint gave is marked and left alone by Transformers' functions, so no other may be used here.
-        from transformers import initialization as init
-
+        init = transformers.initialization
         super()._init_weights(module)
         if isinstance(module, Attention):
             init.zeros_(module.attention_biases)
@@ -245,7 +240,7 @@ class TinyVitEncoder(_Initialized):
         self.patch_embed = PatchEmbed(config.num_channels, config.embed_dims[0])
         first = ConvStage(config.embed_dims[0], config.depths[0], config.conv_expand_ratio)
         self.stages = nn.Sequential(first, *(Stage(config, i) for i in range(1, len(config.depths))))
-        self.neck = SamVisionNeck(config)
+        self.neck = sam.SamVisionNeck(config)
         self.post_init()
 
     def features(self, pixel_values: Tensor) -> Tensor:
@@ -253,21 +248,21 @@ class TinyVitEncoder(_Initialized):
         out: Tensor = self.stages(self.patch_embed(pixel_values))
         return out
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> SamVisionEncoderOutput:
+    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
         features = self.features(pixel_values)
-        return SamVisionEncoderOutput(last_hidden_state=self.neck(features.permute(0, 2, 3, 1)))
+        return sam.SamVisionEncoderOutput(last_hidden_state=self.neck(features.permute(0, 2, 3, 1)))
 
 
-class TinyVitSam(SamModel, _Initialized):  # type: ignore[misc]
+class TinyVitSam(sam.SamModel, _Initialized):  # type: ignore[misc]
     """SAM with TinyViT for its image encoder; called as ``SamModel`` is."""
 
     config_class = TinyVitSamConfig
 
     def __init__(self, config: TinyVitSamConfig) -> None:
-        SamPreTrainedModel.__init__(self, config)
-        self.shared_image_embedding = SamPositionalEmbedding(config.vision_config)
+        sam.SamPreTrainedModel.__init__(self, config)
+        self.shared_image_embedding = sam.SamPositionalEmbedding(config.vision_config)
         self.vision_encoder = TinyVitEncoder(config.vision_config)
-        self.prompt_encoder = SamPromptEncoder(config)
+        self.prompt_encoder = sam.SamPromptEncoder(config)
         config.mask_decoder_config._attn_implementation = config._attn_implementation
-        self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
+        self.mask_decoder = sam.SamMaskDecoder(config.mask_decoder_config)
         self.post_init()

@@ -298,7 +298,7 @@ def image_processor_json(image: ImageProcessing) -> tuple[dict[str, Any], ImageP
 def _resize_json(step: Resize, numbers: Mapping[Resample, int]) -> dict[str, Any]:
     edges = {"shortest_edge": step.shortest_edge, "longest_edge": step.longest_edge}
     by_edge = {name: edge for name, edge in edges.items() if edge is not None}
-    size = by_edge or {"height": step.height, "width": step.width}
+    size: dict[str, int | None] = {**by_edge} or {"height": step.height, "width": step.width}
     return {"do_resize": True, "size": size, "resample": numbers[step.resample]}
 
 

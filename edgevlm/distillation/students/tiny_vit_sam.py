@@ -52,7 +52,7 @@ class TinyVitSamStudent:
         from edgevlm.families.loading import import_torch, load_module, quiet
 
         torch = import_torch()
-        from edgevlm.families.tiny_vit import TinyVitSam, TinyVitSamConfig
+        from edgevlm.families import tiny_vit
 
         theirs = load_module(teacher)
         shared = {
@@ -71,8 +71,8 @@ class TinyVitSamStudent:
         }
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            config = TinyVitSamConfig(vision_config=encoder, **shared)
-            module = TinyVitSam._from_config(config, attn_implementation="eager")
+            config = tiny_vit.TinyVitSamConfig(vision_config=encoder, **shared)
+            module: Any = tiny_vit.TinyVitSam._from_config(config, attn_implementation="eager")
         for part in ("prompt_encoder", "mask_decoder", "shared_image_embedding"):
             getattr(module, part).load_state_dict(getattr(theirs, part).state_dict())
         built: nn.Module = module.eval()
@@ -81,8 +81,8 @@ class TinyVitSamStudent:
     def outputs(self, module: nn.Module, batch: Batch, names: frozenset[str]) -> dict[str, Tensor]:
         """What ``module`` makes of ``batch``; see ``Student.outputs``.
 
-        The batch's prompts are ``input_points`` and ``input_labels``, as ``decoder_prompts`` of the runtime's task makes
-        them for the decoder's graph.
+        The batch's prompts are ``input_points`` and ``input_labels``, as the runtime's ``decoder_prompts`` makes them
+        for the decoder's graph.
 
         Raises: UsageError: masks were asked for without prompts.
         """
