@@ -140,3 +140,33 @@ def test_the_command_line_writes_masks(compiled: edgevlm.compiler.Compiled, pict
 def test_labels_are_refused(checkpoint: Path):
     with pytest.raises(UsageError, match="mask-generation has none"):
         edgevlm.prepare(str(checkpoint), labels=["cat"])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_sam_vit_bases_size_is_exported(tmp_path: Path):
+    """facebook/sam-vit-base's configuration, which is Transformers' default, with random weights."""
+    import torch
+    import transformers
+
+    from edgevlm.export import export_graph
+    from edgevlm.ingest import read_model
+    from tests.families.samples import samples_of
+
+    torch.manual_seed(0)
+    module = transformers.SamModel(transformers.SamConfig())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.05)
+    module.save_pretrained(tmp_path / "sam")
+    transformers.SamImageProcessorPil().save_pretrained(tmp_path / "sam")
+    model = read_model(str(tmp_path / "sam"))
+    assert model.processing.image.height == 1024
+    encoder, decoder = (
+        export_graph(model, graph.name, batch=1, out=tmp_path, samples=samples_of(model, graph, n=1))
+        for graph in model.graphs
+    )
+    assert encoder.outputs[0].shape == (1, 256, 64, 64)
+    assert decoder.inputs[0].shape == (1, 256, 64, 64)
+    assert decoder.outputs[0].shape[2:] == (4, 256, 256)
+    assert max(encoder.proof.max_relative_error, decoder.proof.max_relative_error) < 1e-4

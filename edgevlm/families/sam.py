@@ -100,6 +100,35 @@ def masks(module: Any, image_embeds: Any, input_points: Any, input_labels: Any) 
     return found.reshape(n, n_prompts, -1, height, width), decoder.iou_prediction_head(tokens[:, :, 0])
 
 
+def decode(module: Any, image_embeds: Any, prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """``pred_masks`` and ``iou_scores``, all of them, of prompts as Transformers has them; with gradient.
+
+    Shapes: of ``prompts``, at least points or boxes: input_points [n, prompts, points, 2], input_labels likewise
+        [n, prompts, points] (1 where left out), input_boxes [n, prompts, 4]; in pixels of the graph's input.
+    """
+    pred_masks, iou_scores = masks(module, image_embeds, *_as_points(prompts))
+    return {"pred_masks": pred_masks, "iou_scores": iou_scores}
+
+
+def _as_points(prompts: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Points and their labels, then a box's corners, or what stands for no box."""
+    import torch
+
+    points, boxes = prompts.get("input_points"), prompts.get("input_boxes")
+    given = points if points is not None else boxes
+    assert given is not None, "a prompt has points or a box"
+    n, n_prompts = given.shape[:2]
+    ends, kinds = torch.zeros(n, n_prompts, 1, 2, device=given.device), [_NO_POINT]
+    if boxes is not None:
+        ends, kinds = boxes.reshape(n, n_prompts, 2, 2), [2, 3]
+    end_labels = torch.tensor(kinds, device=given.device).expand(n, n_prompts, -1)
+    if points is None:
+        return ends, end_labels
+    labels = prompts.get("input_labels")
+    labels = torch.ones_like(points[..., 0], dtype=torch.int64) if labels is None else labels
+    return torch.cat([points, ends.to(points.dtype)], dim=2), torch.cat([labels, end_labels.to(labels.dtype)], dim=2)
+
+
 def _prompt_embeds(encoder: Any, points: Any, labels: Any) -> Any:
     import torch
 

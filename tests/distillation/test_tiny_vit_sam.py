@@ -36,10 +36,14 @@ SMALL = TinyVitSamStudent(
     },
 )
 PIXELS = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-PROMPTS = {
-    "input_points": torch.tensor([[[[20.0, 30.0], [0.0, 0.0]]], [[[9.0, 8.0], [40.0, 50.0]]]]),
-    "input_labels": torch.tensor([[[1, -1]], [[2, 3]]]),
-}
+POINTS, LABELS = torch.tensor([[[[20.0, 30.0]]], [[[9.0, 8.0]]]]), torch.tensor([[[1]], [[0]]])
+BOXES = torch.tensor([[[2.0, 3.0, 40.0, 50.0]], [[9.0, 8.0, 40.0, 50.0]]])
+PROMPTS: tuple[dict[str, torch.Tensor], ...] = (
+    {"input_points": POINTS, "input_labels": LABELS},
+    {"input_points": POINTS},
+    {"input_boxes": BOXES},
+    {"input_points": POINTS, "input_labels": LABELS, "input_boxes": BOXES},
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,29 +109,25 @@ def test_it_starts_with_the_teachers_decoder(teacher: Model):
     assert not torch.equal(again[name], other[name])
 
 
-def test_its_outputs_are_transformers_and_have_gradients(teacher: Model):
+@pytest.mark.parametrize("prompts", PROMPTS, ids=lambda prompts: "+".join(prompts))
+def test_its_outputs_are_transformers(teacher: Model, prompts: dict[str, torch.Tensor]):
     student = SMALL.build(teacher)
-    batch = Batch(pixel_values=PIXELS, prompts=PROMPTS)
+    batch = Batch(pixel_values=PIXELS, prompts=prompts)
     found = SMALL.outputs(student, batch, frozenset({"image_embeds", "image_features", "pred_masks", "iou_scores"}))
     assert found["image_embeds"].shape == (2, 16, 4, 4)
     assert found["image_features"].shape == (2, 32, 4, 4)
-    assert 0.05 < float(found["image_features"].detach().std()) < 50  # signals come through an untrained one
     for multimask, rows in ((False, slice(0, 1)), (True, slice(1, None))):
         with torch.no_grad():
-            point = student(
-                pixel_values=PIXELS[:1],
-                input_points=PROMPTS["input_points"][:1, :, :1],
-                input_labels=PROMPTS["input_labels"][:1, :, :1],
-                multimask_output=multimask,
-            )
-            box = student(
-                pixel_values=PIXELS[1:],
-                input_boxes=PROMPTS["input_points"][1:].reshape(1, 1, 4),
-                multimask_output=multimask,
-            )
-        for i, theirs in enumerate((point, box)):
-            assert torch.allclose(found["pred_masks"][i : i + 1, :, rows], theirs.pred_masks, atol=1e-5)
-            assert torch.allclose(found["iou_scores"][i : i + 1, :, rows], theirs.iou_scores, atol=1e-5)
+            theirs = student(pixel_values=PIXELS, multimask_output=multimask, **prompts)
+        assert torch.allclose(found["pred_masks"][:, :, rows], theirs.pred_masks, atol=1e-5)
+        assert torch.allclose(found["iou_scores"][:, :, rows], theirs.iou_scores, atol=1e-5)
+
+
+def test_its_outputs_have_gradients_and_an_untrained_one_lets_signals_through(teacher: Model):
+    student = SMALL.build(teacher)
+    batch = Batch(pixel_values=PIXELS, prompts=PROMPTS[0])
+    found = SMALL.outputs(student, batch, frozenset({"image_embeds", "image_features", "pred_masks"}))
+    assert 0.05 < float(found["image_features"].detach().std()) < 50
     found["pred_masks"].square().mean().backward()
     for name, parameter in student.vision_encoder.named_parameters():
         assert parameter.grad is not None, name

@@ -68,7 +68,7 @@ class Student(Protocol):
             text_embeds: [m, d], likewise, for the batch's distinct texts.
             image_features: [n, c, h, w], before pooling.
             text_features: [m, length, width].
-            pred_masks, iou_scores: of a mask generator, as ``edgevlm.families.sam.masks`` gives them for the batch's
+            pred_masks, iou_scores: of a mask generator, as ``edgevlm.families.sam.decode`` gives them for the batch's
                 prompts; its image_embeds are [n, d, h, w], and its image_features are those before the neck.
             logit_scale: [], what cosines are multiplied by (not its logarithm).
         Raises: UsageError: it has no output of a name.

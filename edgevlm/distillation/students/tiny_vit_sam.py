@@ -81,12 +81,11 @@ class TinyVitSamStudent:
     def outputs(self, module: nn.Module, batch: Batch, names: frozenset[str]) -> dict[str, Tensor]:
         """What ``module`` makes of ``batch``; see ``Student.outputs``.
 
-        The batch's prompts are ``input_points`` and ``input_labels``, as the runtime's ``decoder_prompts`` makes them
-        for the decoder's graph.
+        Prompts are as ``edgevlm.families.sam.decode`` takes them.
 
         Raises: UsageError: masks were asked for without prompts.
         """
-        from edgevlm.families.sam import masks
+        from edgevlm.families.sam import decode
 
         made: Any = module
         refuse_names(self, names, _OUTPUTS)
@@ -103,8 +102,7 @@ class TinyVitSamStudent:
                     f"'{self.name}' gives masks of what points and boxes show, and this batch has none.",
                     hint="Use data with outlines of things, or a recipe whose objectives compare image_embeds alone.",
                 )
-            points, labels = batch.prompts["input_points"], batch.prompts["input_labels"]
-            found["pred_masks"], found["iou_scores"] = masks(made, found["image_embeds"], points, labels)
+            found |= decode(made, found["image_embeds"], batch.prompts)
         return {name: found[name] for name in names}
 
     def processing(self, teacher: Model, image_size: int | None = None) -> ImageProcessing:
