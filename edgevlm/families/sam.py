@@ -103,7 +103,7 @@ def masks(module: Any, image_embeds: Any, input_points: Any, input_labels: Any) 
 def decode(module: Any, image_embeds: Any, prompts: Mapping[str, Any]) -> dict[str, Any]:
     """``pred_masks`` and ``iou_scores``, all of them, of prompts as Transformers has them; with gradient.
 
-    Shapes: of ``prompts``, at least points or boxes: input_points [n, prompts, points, 2], input_labels likewise
+    Shapes: of ``prompts``, at least points or boxes: input_points [n, prompts, points, 2], input_labels
         [n, prompts, points] (1 where left out), input_boxes [n, prompts, 4]; in pixels of the graph's input.
     """
     pred_masks, iou_scores = masks(module, image_embeds, *_as_points(prompts))
