@@ -213,8 +213,10 @@ def _export_family(
 ) -> Exported:
     """With texts at their own length where the family claims that they may be and the proof agrees."""
     text = model.processing.text
-    if text is None or all(isinstance(size, int) for spec in graph.inputs for size in spec.shape[1:]):
-        return _export_torch(model, graph, batch, file, samples, opset, tolerance, say)
+    is_fixed = all(isinstance(size, int) for spec in graph.inputs for size in spec.shape[1:])
+    if text is None or is_fixed:
+        made = _export_torch(model, graph, batch, file, samples, opset, tolerance, say)
+        return made if is_fixed else _proven_at_one(model, graph, made, batch, file, samples, tolerance)
     try:
         made = _export_torch(model, graph, batch, file, samples, opset, tolerance, say)
         say("comparing texts at their own length with padded ones")
@@ -230,6 +232,37 @@ def _export_family(
         return msgspec.structs.replace(made, notes=(note,))
     proof = msgspec.structs.replace(made.proof, lengths=tuple(sorted(set(lengths))), length_error=error)
     return msgspec.structs.replace(made, proof=proof)
+
+
+def _proven_at_one(
+    model: Model,
+    graph: Graph,
+    made: Exported,
+    batch: int | None,
+    file: Path,
+    samples: Mapping[str, Array],
+    tolerance: float,
+) -> Exported:
+    """Where more than the batch is free, it may also be 1, which tracing takes for something else than a number."""
+    ones = {
+        spec.name: samples[spec.name][
+            tuple(slice(None) if i == 0 or isinstance(size, int) else slice(0, 1) for i, size in enumerate(spec.shape))
+        ]
+        for spec in graph.inputs
+    }
+    proof = prove_equal(
+        _open(file),
+        TorchSession(model, graph),
+        samples=ones,
+        batches=(batch or 1,),
+        tolerance=tolerance,
+        component=graph.name,
+        route=made.proof.route,
+        n_nodes=made.proof.n_nodes,
+        locate=lambda _: None,
+    )
+    worst = max(made.proof.max_relative_error, proof.max_relative_error)
+    return msgspec.structs.replace(made, proof=msgspec.structs.replace(made.proof, max_relative_error=worst))
 
 
 def _export_at_length(

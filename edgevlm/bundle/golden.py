@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevlm.runtime.image import ImageSource, decode_image, size_of
 from edgevlm.runtime.pipeline import Pipeline
-from edgevlm.runtime.spec import Array, Component, Golden, GoldenCase, to_json
+from edgevlm.runtime.spec import Array, Component, Golden, GoldenCase, Prompt, to_json
 from edgevlm.runtime.verify import golden_conditions, kept_part
 
 _MOST_NUMBERS = 1 << 18
@@ -24,6 +24,7 @@ def make_golden(
     components: Sequence[Component],
     tolerance: float,
     labels: Sequence[str] = (),
+    prompts: Sequence[tuple[Prompt, ...]] = (),
     form: str = "",
 ) -> tuple[Golden, dict[str, bytes]]:
     """Run the pipeline on each picture, one at a time as a device does.
@@ -33,29 +34,44 @@ def make_golden(
         components: as the manifest lists them, with the session options that ``pipeline`` runs with.
         tolerance: how far another machine may be off; the largest |difference| over the largest |expected|.
         labels: what to ask about, where the pipeline takes labels and has none of its own.
+        prompts: what each picture is asked about, where the pipeline takes points and boxes.
         form: sets the answers of one form apart from those of others, which have the pictures in common.
     Returns: what the manifest says of them, and the files by path in the bundle.
     """
     cases, files = [], {}
     for index, source in enumerate(pictures):
-        case, made = _make_case(pipeline, source, tuple(labels), form, str(index))
+        asked = prompts[index] if prompts else ()
+        case, made = _make_case(pipeline, source, tuple(labels), asked, form, str(index))
         cases.append(case)
         files.update(made)
     return Golden(cases=tuple(cases), made_on=golden_conditions(components), tolerance=tolerance), files
 
 
 def _make_case(
-    pipeline: Pipeline, source: ImageSource, labels: tuple[str, ...], form: str, name: str
+    pipeline: Pipeline,
+    source: ImageSource,
+    labels: tuple[str, ...],
+    prompts: tuple[Prompt, ...],
+    form: str,
+    name: str,
 ) -> tuple[GoldenCase, dict[str, bytes]]:
     stem = "/".join(part for part in ("golden", form, name) if part)
     image = decode_image(source)
     outputs = pipeline.outputs(pipeline.preprocess(image)[None])
-    answer = pipeline.results(outputs, labels=labels or None, sizes=[size_of(image)])[0]
+    asked = [prompts] if prompts else None
+    answer = pipeline.results(outputs, labels=labels or None, sizes=[size_of(image)], prompts=asked)[0]
     paths = {name: f"{stem}.{name}.npy" for name in sorted(outputs)}
     png = io.BytesIO()
     image.save(png, "PNG")
     every = {name: step for name in paths if (step := _every(outputs[name])) > 1}
-    case = GoldenCase(picture=f"golden/{name}.png", outputs=paths, answer=f"{stem}.json", labels=labels, every=every)
+    case = GoldenCase(
+        picture=f"golden/{name}.png",
+        outputs=paths,
+        answer=f"{stem}.json",
+        labels=labels,
+        prompts=prompts,
+        every=every,
+    )
     files = {case.picture: png.getvalue(), case.answer: to_json(answer)}
     return case, files | {path: _npy(kept_part(outputs[name], case, name)) for name, path in paths.items()}
 

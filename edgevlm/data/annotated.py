@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.data.content import file_digests, header_size, is_picture, map_in_threads
-from edgevlm.data.data_set import UNKNOWN, Annotation, Count, DataSet, Objects, Sample
+from edgevlm.data.data_set import UNKNOWN, Annotation, Count, DataSet, Objects, Sample, Things
 from edgevlm.data.labels import match_categories
 from edgevlm.data.listing import SPLITS, note_of_split, pick_split
 from edgevlm.data.other_tasks import kind_of_annotations
@@ -25,12 +25,13 @@ from edgevlm.extras import require_library
 from edgevlm.runtime.image import Size
 from edgevlm.runtime.spec import Array
 
-DETECTION, SEGMENTATION = "object-detection", "semantic-segmentation"
-ANNOTATED_TASKS = (DETECTION, SEGMENTATION)
+DETECTION, SEGMENTATION, MASKS = "object-detection", "semantic-segmentation", "mask-generation"
+ANNOTATED_TASKS = (DETECTION, SEGMENTATION, MASKS)
 BACKGROUND = "background"
 
-_KINDS = {DETECTION: ("boxes", "boxes and masks"), SEGMENTATION: ("masks", "boxes and masks")}
-_LIBRARIES = {DETECTION: ("pycocotools",), SEGMENTATION: ("pycocotools", "sklearn")}
+_OUTLINES = ("masks", "boxes and masks")
+_KINDS = {DETECTION: ("boxes", "boxes and masks"), SEGMENTATION: _OUTLINES, MASKS: _OUTLINES}
+_LIBRARIES = {DETECTION: ("pycocotools",), SEGMENTATION: ("pycocotools", "sklearn"), MASKS: ("pycocotools",)}
 _TRIED = 20  # names that tell a JSON's folder of pictures, of which some may be missing
 _PICTURE_FOLDERS = ("images", "jpegimages", "leftimg8bit", "imgs")
 _MASK_FOLDERS = ("masks", "mask", "segmentationclass", "annotations", "labels")
@@ -119,6 +120,8 @@ def _coco(file: Path, labels: Sequence[str], task: str, cache: Path | None, coun
                 hint="Add it to 'images', or remove the annotation.",
             )
         things[thing.image_id].append(thing)
+    if task == MASKS:
+        return _things_of_coco(file, found, things, cache, count)
     matched, strangers = match_categories(tuple(dict.fromkeys(name_of.values())), labels, source=f"'{file.name}'")
     class_of = {key: matched.get(name) for key, name in name_of.items()}
     files = _coco_pictures(file, [image.file_name for image in found.images])
@@ -143,6 +146,48 @@ def _coco(file: Path, labels: Sequence[str], task: str, cache: Path | None, coun
         f"{', '.join(strangers[:4])}{', …' if len(strangers) > 4 else ''}.",
     )
     return DataSet(name=_name_of(file), samples=samples, class_names=tuple(labels), notes=notes if strangers else ())
+
+
+def _things_of_coco(
+    file: Path, found: _Coco, things: Mapping[int | str, Sequence[_Thing]], cache: Path | None, count: Count | None
+) -> DataSet:
+    """Every picture that something is outlined in, whatever it is. A crowd is not one thing."""
+    files = _coco_pictures(file, [image.file_name for image in found.images])
+    digests = file_digests(files, cache=cache, count=count)
+    sizes = tuple(map_in_threads(header_size, files))
+    samples = []
+    for image, picture, digest, size in zip(found.images, files, digests, sizes, strict=True):
+        _check_size(image, size, file)
+        outlines = [thing.segmentation for thing in things[image.id] if not thing.iscrowd]
+        if outlines:
+            name = f"'{image.file_name}' in '{file.name}'"
+            contents = "\n".join([f"{size}", *(bytes(outline).decode() for outline in outlines)])
+            annotation = Annotation(
+                digest=hashlib.sha256(contents.encode()).hexdigest(),
+                read=functools.partial(_outlined, outlines, size, name),
+            )
+            samples.append(
+                Sample(name=image.file_name, label=None, digest=digest, read=picture.read_bytes, annotation=annotation)
+            )
+    n_bare = len(files) - len(samples)
+    notes = (f"{n_bare} pictures of '{file.name}' have no outlined thing and are left out.",) if n_bare else ()
+    return DataSet(name=_name_of(file), samples=tuple(samples), notes=notes)
+
+
+def _outlined(outlines: Iterable[msgspec.Raw], size: Size, name: str) -> Things:
+    return things_of([_inside(outline, size, name) for outline in outlines], size)
+
+
+def things_of(masks: Iterable[Array], size: Size) -> Things:
+    """Of bool masks; those without a pixel are no things."""
+    seen = [mask for mask in masks if mask.any()]
+    boxes = []
+    for mask in seen:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    return Things(
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4), masks=np.array(seen, dtype=bool).reshape(-1, *size)
+    )
 
 
 def _read_coco(file: Path) -> _Coco:
@@ -235,25 +280,32 @@ def _painting(
 
 def _paint(outlines: Iterable[tuple[int, msgspec.Raw]], size: Size, background: int, name: str) -> Array:
     """The outlines in order, each over those before."""
-    from pycocotools import mask as coco_mask
-
     painted = np.full(size, background, dtype=np.uint8)
     for value, raw in outlines:
-        try:
-            outline: Any = msgspec.json.decode(raw)
-            if isinstance(outline, dict) and isinstance(outline["counts"], str):
-                encoded = outline
-            elif isinstance(outline, dict):
-                encoded = coco_mask.frPyObjects(outline, *size)
-            else:
-                encoded = coco_mask.merge(coco_mask.frPyObjects(outline, *size))
-            inside = coco_mask.decode(encoded).astype(bool)
-            painted[inside] = value
-        except Exception as error:  # pycocotools raises whatever a broken outline makes it
-            raise DataError(
-                f"An outline of {name} cannot be painted: {error}.", hint="Give polygons or COCO's run lengths."
-            ) from error
+        painted[_inside(raw, size, name)] = value
     return painted
+
+
+def _inside(raw: msgspec.Raw, size: Size, name: str) -> Array:
+    """An outline as a mask, bool [*size]."""
+    from pycocotools import mask as coco_mask
+
+    try:
+        outline: Any = msgspec.json.decode(raw)
+        if isinstance(outline, dict) and isinstance(outline["counts"], str):
+            encoded = outline
+        elif isinstance(outline, dict):
+            encoded = coco_mask.frPyObjects(outline, *size)
+        else:
+            encoded = coco_mask.merge(coco_mask.frPyObjects(outline, *size))
+        inside: Array = coco_mask.decode(encoded).astype(bool)
+        if inside.shape != tuple(size):
+            raise ValueError(f"it is for {inside.shape[1]} × {inside.shape[0]} pixels")
+    except Exception as error:  # pycocotools raises whatever a broken outline makes it
+        raise DataError(
+            f"An outline of {name} cannot be painted: {error}.", hint="Give polygons or COCO's run lengths."
+        ) from error
+    return inside
 
 
 def background_of(labels: Sequence[str]) -> int:

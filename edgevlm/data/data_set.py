@@ -27,13 +27,26 @@ class Objects:
     is_crowd: Array
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Things:
+    """The outlines of the things in a picture, whatever they are.
+
+    Shapes: boxes float64 [n, 4], masks bool [n, height, width].
+    Units:  a box is the tightest around its mask, (left, top, right, bottom) in pixels of the upright picture.
+    """
+
+    boxes: Array
+    masks: Array
+
+
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
     """What is true of a picture beyond one class.
 
     Args:
         digest: sha256 of what ``read`` gives.
-        read: gives ``Objects``, or the class of every pixel: uint8 [height, width], where ``UNKNOWN`` is left out.
+        read: gives ``Objects``, ``Things``, or the class of every pixel: uint8 [height, width], where ``UNKNOWN`` is
+            left out.
     """
 
     digest: str

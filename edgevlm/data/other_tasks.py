@@ -29,6 +29,7 @@ _ONE_CLASS = (
     "with an Image and a ClassLabel column"
 )
 _NEEDED = {
+    "mask-generation": "outlines of things in a COCO JSON beside the pictures",
     "object-detection": "boxes in a COCO JSON beside the pictures",
     "semantic-segmentation": "masks as PNG files in a folder beside that of the pictures, or polygons in a COCO JSON",
 }

@@ -14,12 +14,14 @@ import numpy as np
 from edgevlm.data.annotated import (
     ANNOTATED_TASKS,
     DETECTION,
+    MASKS,
     background_of,
     objects_annotation,
     read_annotated,
+    things_of,
 )
 from edgevlm.data.content import UnreadableError, is_picture
-from edgevlm.data.data_set import Annotation, Count, DataSet, Objects, Sample
+from edgevlm.data.data_set import Annotation, Count, DataSet, Objects, Sample, Things
 from edgevlm.data.labels import FoundLabel, match_labels, own_classes
 from edgevlm.data.listing import SPLITS, Files, Listing, note_of_split, pick_split
 from edgevlm.data.other_tasks import ANNOTATION_SUFFIXES, kind_of_annotations, kind_of_folder, refuse
@@ -310,6 +312,7 @@ def _shapes(labels: Sequence[str], *, task: str, n: int, size: int, seed: int) -
     is_known = set(own) <= set(labels)
     class_names = tuple(labels) if labels else own
     is_annotated = task in ANNOTATED_TASKS
+    has_truth = is_annotated and (is_known or task == MASKS)  # masks of things need no classes
     n_objects = _SHAPES_OBJECTS if is_annotated else 1
     # The pixels follow from the generator and these numbers, so there is no need to draw them to tell them apart.
     generator = hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()
@@ -326,14 +329,14 @@ def _shapes(labels: Sequence[str], *, task: str, n: int, size: int, seed: int) -
             label=label(i),
             digest=hashlib.sha256(f"{drawn} {i} {size}".encode()).hexdigest(),
             read=functools.partial(_draw, i, size, seed, n_objects),
-            annotation=_annotation(i, size, seed, class_names, task) if is_annotated and is_known else None,
+            annotation=_annotation(i, size, seed, class_names, task) if has_truth else None,
         )
         for i in range(n)
     )
     return DataSet(
         name=f"{SHAPES} (generated)",
         samples=samples,
-        class_names=class_names,
+        class_names=() if task == MASKS else class_names,
         notes=("The pictures are generated: accuracy on them says little about photographs.",),
         is_synthetic=True,
     )
@@ -351,10 +354,12 @@ def _annotation(i: int, size: int, seed: int, class_names: tuple[str, ...], task
     return Annotation(digest=digest, read=functools.partial(_annotate, i, size, seed, class_names, task))
 
 
-def _annotate(i: int, size: int, seed: int, class_names: tuple[str, ...], task: str) -> Objects | Array:
+def _annotate(i: int, size: int, seed: int, class_names: tuple[str, ...], task: str) -> Objects | Things | Array:
     from edgevlm.data import shapes
 
     things = shapes.picture(i, seed=seed, size=size, n_objects=_SHAPES_OBJECTS).objects
+    if task == MASKS:
+        return things_of([thing.mask for thing in things], (size, size))
     if task == DETECTION:
         objects: Objects = objects_annotation(
             [(*thing.box, class_names.index(thing.label), False) for thing in things]

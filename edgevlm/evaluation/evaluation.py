@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgevlm.data.annotated import ANNOTATED_TASKS
+from edgevlm.data.annotated import ANNOTATED_TASKS, MASKS
 from edgevlm.data.data_set import Count, DataSet
+from edgevlm.data.prompts import prompts_of_sample
 from edgevlm.data.readers import read_data_set
 from edgevlm.errors import DataError, UsageError
 from edgevlm.evaluation.intervals import bootstrap_mean, bootstrap_pooled, paired_proportions, wilson
@@ -143,7 +144,7 @@ def evaluate(
     """Judge a pipeline on a data set by its task's metric.
 
     With labels that is top-1 (or, for embeddings, whether the nearest other picture is of the same class; mAP50 of
-    boxes; mIoU of masks); without, how far the answers agree with ``reference``'s.
+    boxes; mIoU of masks, of classes or of prompted things); without, how far the answers agree with ``reference``'s.
 
     Args:
         reference: the float model's evaluation on the same pictures; None where this *is* the float model.
@@ -301,8 +302,14 @@ def _predict(
             if is_vector:
                 rows.append(need_finite(output_of(outputs, "image_embeds"), "image_embeds"))
                 continue
-            of_these = sizes[n_done : n_done + len(pixels[start : start + batch])] if sizes else None
-            rows.append(metric.collect(pipeline.results(outputs, labels=labels, top_k=top_k, sizes=of_these)))
+            these = slice(n_done, n_done + len(pixels[start : start + batch]))
+            of_these = sizes[these] if sizes else None
+            prompts = None
+            if pipeline.task == MASKS and of_these:
+                pairs = zip(data.samples[these], of_these, strict=True)
+                prompts = [prompts_of_sample(sample, size) for sample, size in pairs]
+            results = pipeline.results(outputs, labels=labels, top_k=top_k, sizes=of_these, prompts=prompts)
+            rows.append(metric.collect(results))
             n_done += len(rows[-1])
     return metric, np.concatenate(rows)
 

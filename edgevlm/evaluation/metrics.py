@@ -9,7 +9,10 @@ from typing import Any, Final, Protocol
 import msgspec
 import numpy as np
 
+from edgevlm.data.data_set import Things
 from edgevlm.runtime.spec import Array
+from edgevlm.runtime.tasks.mask_generation import Masks as FoundMasks
+from edgevlm.runtime.tasks.mask_generation import mask_iou
 from edgevlm.runtime.tasks.object_detection import Detections
 
 TOP_1: Final = "top-1"
@@ -24,6 +27,9 @@ BOX_AGREEMENT: Final = "box agreement"
 MIOU: Final = "mIoU"
 PIXEL_ACCURACY: Final = "pixel accuracy"
 PIXEL_AGREEMENT: Final = "pixel agreement"
+MIOU_OF_BOXES: Final = "mIoU by box"
+MIOU_OF_POINTS: Final = "mIoU by point"
+MASK_AGREEMENT: Final = "mask agreement"
 
 TOP_K: Final = 5
 
@@ -167,6 +173,69 @@ class Masks:
         return _pooled(MIOU, pooled, len(predictions), others)
 
 
+class PromptedMasks:
+    """Predictions are ``Masks``, of the prompts that ``edgevlm.data.prompts`` makes of each picture.
+
+    With labels: mIoU, the overlap (intersection over union) of what each prompt gave with the thing that it was made
+    of, averaged over all prompts of all pictures: a box and a point for each thing. Beside it those of boxes and of
+    points alone.
+
+    Without, and beside it: the overlap with the reference's mask of the same prompt, averaged alike.
+    """
+
+    def collect(self, results: Sequence[Any]) -> Array:
+        return _objects(results)
+
+    def judge(self, predictions: Array, *, labels: Array | None, reference: Array | None) -> Judgement:
+        theirs = predictions if reference is None else reference
+        if labels is None or reference is not None:
+            agreement = np.array([mine.overlaps(other).mean() for mine, other in zip(predictions, theirs, strict=True)])
+            if labels is None:
+                return Judgement(metric=MASK_AGREEMENT, scores=agreement, others={}, is_binary=False, is_relative=True)
+        overlaps = [_overlaps(found, truth.read()) for found, truth in zip(predictions, labels, strict=True)]
+        pooled = MeanOverThings.of(overlaps)
+        by_kind = {
+            MIOU_OF_BOXES: MeanOverThings.of([each[0::2] for each in overlaps]).value,
+            MIOU_OF_POINTS: MeanOverThings.of([each[1::2] for each in overlaps]).value,
+        }
+        others = by_kind | ({} if reference is None else {MASK_AGREEMENT: float(agreement.mean())})
+        return _pooled(MIOU, pooled, len(predictions), others)
+
+
+def _overlaps(found: FoundMasks, truth: Things) -> Array:
+    """Of each prompt, two for each thing."""
+    if not len(truth.masks):  # it was asked about places, to which nothing is true
+        return np.empty(0)
+    return mask_iou(found.to_arrays(), np.repeat(truth.masks, 2, axis=0))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeanOverThings:
+    """The mean over what is in all pictures together.
+
+    Shapes: sums and counts [pictures], of each picture's values.
+    """
+
+    sums: Array
+    counts: Array
+
+    @classmethod
+    def of(cls, values: Sequence[Array]) -> MeanOverThings:
+        return cls(
+            sums=np.array([each.sum() for each in values]), counts=np.array([len(each) for each in values], dtype=float)
+        )
+
+    @property
+    def value(self) -> float:
+        return float(self.values(np.ones((1, len(self.sums))))[0])
+
+    def values(self, weights: Array) -> Array:
+        """As ``Pooled.values``."""
+        n = weights @ self.counts
+        means: Array = np.divide(weights @ self.sums, n, out=np.full(len(n), np.nan), where=n > 0)
+        return means
+
+
 class Embeddings:
     """Predictions are vectors: float32 [n, d].
 
@@ -198,6 +267,7 @@ class Embeddings:
 METRICS: dict[str, type[Metric]] = {
     "image-classification": Classes,
     "image-feature-extraction": Embeddings,
+    "mask-generation": PromptedMasks,
     "object-detection": Boxes,
     "semantic-segmentation": Masks,
     "zero-shot-image-classification": Classes,

@@ -19,6 +19,7 @@ FAMILIES: dict[str, str] = {
     "image_classifier": "edgevlm.families.image_classifier:ImageClassifier",
     "image_tower": "edgevlm.families.image_tower:ImageTower",
     "clip": "edgevlm.families.clip:Clip",
+    "sam": "edgevlm.families.sam:Sam",
     "siglip": "edgevlm.families.siglip:Siglip",
     "dual_encoder": "edgevlm.families.dual_encoder:DualEncoder",
     "torch_module": "edgevlm.families.torch_module:TorchModule",
@@ -29,6 +30,7 @@ ZERO_SHOT = "zero-shot-image-classification"
 FEATURES = "image-feature-extraction"
 DETECT = "object-detection"
 SEGMENT = "semantic-segmentation"
+MASKS = "mask-generation"
 
 
 Sizes = Literal["fixed", "interpolated", "any"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -53,7 +54,7 @@ def load_checkpoint(model: Model) -> Any:
 
         name = options["auto_class"] or options["architecture"]
         try:
-            module, info = getattr(transformers, name).from_pretrained(
+            module, info = _class_of(options, transformers).from_pretrained(
                 model.source.location,
                 local_files_only=True,
                 trust_remote_code=bool(options["auto_class"]),
@@ -77,6 +78,14 @@ def load_checkpoint(model: Model) -> Any:
             hint="Use a checkpoint that was fine-tuned for this task, or pass the --task that it was trained for.",
         )
     return checked(module, model.source.asked)
+
+
+def _class_of(options: Mapping[str, Any], transformers: Any) -> Any:
+    """Transformers' class, or one of ours: ``class`` is ``module:name``."""
+    if "class" not in options:
+        return getattr(transformers, options["auto_class"] or options["architecture"])
+    module, _, name = options["class"].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def checked(module: Any, asked: str) -> Any:

@@ -13,6 +13,7 @@ from edgevlm.errors import EdgeVLMError, ModelError, UsageError
 from edgevlm.families import (
     CLASSIFY,
     FEATURES,
+    MASKS,
     ZERO_SHOT,
     Checkpoint,
     Family,
@@ -244,7 +245,7 @@ def _family(config: Mapping[str, Any], asked: Asked, folder: Path) -> tuple[str,
 def _unsupported(architecture: str, asked: Asked) -> EdgeVLMError:
     task = _task_of_unsupported(architecture)
     if task in TASKS:
-        what = f"is an {task} model of an architecture that edgevlm does not know"
+        what = f"is {'an' if task[0] in 'aeiou' else 'a'} {task} model of an architecture that edgevlm does not know"
     else:
         what = f"is for {task}; edgevlm compiles {', '.join(TASKS)}" if task else "is no model that edgevlm knows"
     return ModelError(
@@ -280,9 +281,9 @@ def _task(asked: Asked, tasks: tuple[str, ...], architecture: str) -> str:
 
 
 def _labels(asked: Asked, config: Mapping[str, Any], task: str) -> tuple[str, ...]:
-    if task == FEATURES:
+    if task in (FEATURES, MASKS):
         if asked.labels:
-            raise UsageError(f"Labels were given, and {FEATURES} has none.", hint="Leave --labels out.")
+            raise UsageError(f"Labels were given, and {task} has none.", hint="Leave --labels out.")
         return ()
     if task == ZERO_SHOT:
         return asked.labels

@@ -21,6 +21,7 @@ from edgevlm.runtime.spec import (
     ImageProcessing,
     ImageStep,
     Normalize,
+    Pad,
     Rescale,
     Resize,
     Spec,
@@ -53,6 +54,7 @@ class Processor(Spec, frozen=True, kw_only=True):
         is_square: a size that is one number means both edges, else the shorter one.
         enlarge: how the size becomes the size to resize to, before the crop: as it is; ConvNeXT's and PoolFormer's
             ``crop_pct``; LeViT's 256/224.
+        pad: the size is that of the longer edge, and the picture is padded to this many pixels in height and width.
     """
 
     size: dict[str, int]
@@ -67,6 +69,7 @@ class Processor(Spec, frozen=True, kw_only=True):
     enlarge: Literal["none", "convnext", "poolformer", "levit"] = "none"
     crop_pct: float | None = None
     has_include_top: bool = False
+    pad: int | None = None
 
 
 _CLIP = Processor(
@@ -113,6 +116,9 @@ PROCESSORS: Mapping[str, Processor] = {
         crop_pct=0.9,
     ),
     "PvtImageProcessor": Processor(size={"height": 224, "width": 224}, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+    "SamImageProcessor": Processor(
+        size={"longest_edge": 1024}, resample=2, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, pad=1024
+    ),
     "SiglipImageProcessor": Processor(size={"height": 224, "width": 224}, is_square=False),
     "ViTImageProcessor": Processor(size={"height": 224, "width": 224}, resample=2),
 }
@@ -139,6 +145,7 @@ _BY_MODEL_TYPE: Mapping[str, str] = {
     "pvt_v2": "PvtImageProcessor",
     "regnet": "ConvNextImageProcessor",
     "resnet": "ConvNextImageProcessor",
+    "sam": "SamImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
     "swiftformer": "ViTImageProcessor",
@@ -187,6 +194,8 @@ _WITHOUT_EFFECT = frozenset(
         "_processor_class",
         "transformers_version",
         "pad_size",
+        "mask_size",
+        "mask_pad_size",
         "image_seq_length",
     ]
 )
@@ -226,8 +235,10 @@ def image_processing(
         steps += _resize_steps(values, processor, where)
     if values.get("do_center_crop", processor.does_crop):
         steps.append(_crop_of(values, processor, where))
-    height, width = _final_size(steps, where)
-    made = ImageProcessing(height=height, width=width, steps=(*steps, *_value_steps(values, processor, where)))
+    padding = _pad_of(values, processor, where)
+    height, width = _final_size([*steps, *padding], where)
+    steps += _value_steps(values, processor, where)
+    made = ImageProcessing(height=height, width=width, steps=(*steps, *padding))
     return made if image_size is None else at_size(made, image_size)
 
 
@@ -255,6 +266,9 @@ def image_processor_json(image: ImageProcessing) -> tuple[dict[str, Any], ImageP
             described |= _resize_json(resize, numbers)
         case [CenterCrop() as crop]:
             described |= _crop_json(crop)
+        case [Resize(longest_edge=int()) as resize, Pad() as pad]:
+            described |= _resize_json(resize, numbers) | {"image_processor_type": "SamImageProcessor", "do_pad": True}
+            described["pad_size"] = {"height": pad.height, "width": pad.width}
         case _:
             raise ModelError(
                 f"no image processor of Transformers does {', '.join(str(s.__struct_config__.tag) for s in shapes)}.",
@@ -263,21 +277,28 @@ def image_processor_json(image: ImageProcessing) -> tuple[dict[str, Any], ImageP
     values = _plain_values([step for step in image.steps if step not in shapes])
     described["do_rescale"] = False
     described["do_normalize"] = False
-    described["image_processor_type"] = "CLIPImageProcessor"
+    described.setdefault("image_processor_type", "CLIPImageProcessor")
     for step in values:
         match step:
             case Rescale():
                 described |= {"do_rescale": True, "rescale_factor": step.factor}
             case Normalize():
                 described |= {"do_normalize": True, "image_mean": list(step.mean), "image_std": list(step.std)}
+            case FlipChannels() if isinstance(shapes[-1], Pad):
+                raise ModelError(
+                    "no image processor of Transformers both pads and turns the channels around.",
+                    hint="Use a model that takes RGB.",
+                )
             case FlipChannels():
                 described |= {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True}
-    return described, msgspec.structs.replace(image, steps=(*shapes, *values))
+    padding = [step for step in shapes if isinstance(step, Pad)]
+    return described, msgspec.structs.replace(image, steps=(*shapes[: len(shapes) - len(padding)], *values, *padding))
 
 
 def _resize_json(step: Resize, numbers: Mapping[Resample, int]) -> dict[str, Any]:
-    is_square = step.shortest_edge is None
-    size = {"height": step.height, "width": step.width} if is_square else {"shortest_edge": step.shortest_edge}
+    edges = {"shortest_edge": step.shortest_edge, "longest_edge": step.longest_edge}
+    by_edge = {name: edge for name, edge in edges.items() if edge is not None}
+    size: dict[str, int | None] = {**by_edge} or {"height": step.height, "width": step.width}
     return {"do_resize": True, "size": size, "resample": numbers[step.resample]}
 
 
@@ -329,7 +350,7 @@ def _processor_of(config: Mapping[str, Any], model_type: str, where: str) -> Pro
 
 def _refuse_unknown(config: Mapping[str, Any], processor: Processor, where: str) -> None:
     is_fine = {
-        "do_pad": not config.get("do_pad"),
+        "do_pad": not config.get("do_pad") or processor.pad is not None,
         "crop_pct": processor.crop_pct is not None,
         "rescale_offset": not config.get("rescale_offset") or processor.has_include_top,
         "include_top": not config.get("include_top") or processor.has_include_top,
@@ -347,6 +368,9 @@ def _refuse_unknown(config: Mapping[str, Any], processor: Processor, where: str)
 
 def _resize_steps(values: Mapping[str, Any], processor: Processor, where: str) -> list[ImageStep]:
     resample = _resample_of(values.get("resample", processor.resample), where)
+    if processor.pad is not None:
+        size = _size_dict(values.get("size", processor.size), names={"longest_edge"}, where=where, key="size")
+        return [Resize(longest_edge=size["longest_edge"], resample=resample)]
     size = _size_dict(values.get("size", processor.size), is_square=processor.is_square, where=where, key="size")
     if values.get("use_square_size"):
         size = {"height": size["shortest_edge"], "width": size["shortest_edge"]} if "shortest_edge" in size else size
@@ -386,6 +410,13 @@ def _crop_of(values: Mapping[str, Any], processor: Processor, where: str) -> Cen
     return CenterCrop(height=size["height"], width=size["width"])
 
 
+def _pad_of(values: Mapping[str, Any], processor: Processor, where: str) -> list[ImageStep]:
+    if processor.pad is None or not values.get("do_pad", True):
+        return []
+    size = _size_dict(values.get("pad_size", processor.pad), is_square=True, where=where, key="pad_size")
+    return [Pad(height=size["height"], width=size["width"])]
+
+
 def _value_steps(values: Mapping[str, Any], processor: Processor, where: str) -> list[ImageStep]:
     steps: list[ImageStep] = []
     if values.get("do_rescale", True):
@@ -403,15 +434,21 @@ def _value_steps(values: Mapping[str, Any], processor: Processor, where: str) ->
     return steps
 
 
-def _size_dict(value: Any, *, is_square: bool, where: str, key: str) -> dict[str, int]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+def _size_dict(
+    value: Any, *, is_square: bool = False, where: str, key: str, names: set[str] | None = None
+) -> dict[str, int]:
+    """A size by the names of its edges; ``names`` where nothing else will do, else a height and width or an edge."""
+    if names is not None and isinstance(value, int):
+        value = dict.fromkeys(names, value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         value = {"height": value, "width": value} if is_square else {"shortest_edge": value}
     elif isinstance(value, list | tuple) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
-    if not isinstance(value, dict) or set(value) not in ({"height", "width"}, {"shortest_edge"}):
+    known = [names] if names else [{"height", "width"}, {"shortest_edge"}]
+    if not isinstance(value, dict) or set(value) not in known:
+        forms = " or ".join("{" + ", ".join(f"'{name}': n" for name in sorted(each)) + "}" for each in known)
         raise ModelError(
-            f"'{where}' has {key} = {value}, which edgevlm does not understand.",
-            hint="Write it as {'height': n, 'width': n} or {'shortest_edge': n}.",
+            f"'{where}' has {key} = {value}, which edgevlm does not understand.", hint=f"Write it as {forms}."
         )
     size = {name: int(number) for name, number in value.items() if isinstance(number, int | float)}
     if len(size) != len(value) or min(size.values()) < 1:
@@ -437,7 +474,7 @@ def _color(value: Any, where: str, key: str) -> Color:
 
 def _final_size(steps: list[ImageStep], where: str) -> tuple[int, int]:
     last = steps[-1] if steps else None
-    if isinstance(last, CenterCrop):
+    if isinstance(last, CenterCrop | Pad):
         return last.height, last.width
     if isinstance(last, Resize) and last.height is not None and last.width is not None:
         return last.height, last.width
@@ -453,6 +490,10 @@ def _scaled(step: ImageStep, of_height: float, of_width: float) -> ImageStep:
             return Resize(shortest_edge=round(edge * min(of_height, of_width)), resample=step.resample)
         case Resize(height=int(height), width=int(width)):
             return Resize(height=round(height * of_height), width=round(width * of_width), resample=step.resample)
+        case Resize(longest_edge=int(edge)):
+            return Resize(longest_edge=round(edge * min(of_height, of_width)), resample=step.resample)
         case CenterCrop():
             return CenterCrop(height=round(step.height * of_height), width=round(step.width * of_width))
+        case Pad():
+            return Pad(height=round(step.height * of_height), width=round(step.width * of_width))
     return step

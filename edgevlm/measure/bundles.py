@@ -20,10 +20,11 @@ from edgevlm.measure.spec import Comparison, Environment, Protocol, Subject
 from edgevlm.measure.worker import options_for_turns
 from edgevlm.progress import Note, Progress, StepFinished, StepProgress, StepStarted, silent
 from edgevlm.runtime.bundle import Bundle, open_bundle
-from edgevlm.runtime.image import decode_image, preprocess
+from edgevlm.runtime.image import decode_image, preprocess, size_of
 from edgevlm.runtime.pipeline import Pipeline
-from edgevlm.runtime.spec import Array, Component, SessionOptions, Spec, TensorSpec
+from edgevlm.runtime.spec import Array, Component, Prompt, SessionOptions, Spec, TensorSpec
 from edgevlm.runtime.tasks import Result
+from edgevlm.runtime.tasks.mask_generation import MASK_DECODER, decoder_prompts
 from edgevlm.runtime.text import load_tokenizer, tokenize
 
 BundlePath = str | os.PathLike[str]
@@ -183,10 +184,20 @@ def graph_input(bundle: Bundle, component: Component, picture: Path) -> dict[str
     image, text = bundle.manifest.processing.image, bundle.manifest.processing.text
     if any(spec.name == image.input_name for spec in component.inputs):
         return {image.input_name: preprocess(decode_image(picture), image)[None]}
+    if component.name == MASK_DECODER:
+        return _decoder_input(bundle, picture)
     assert text is not None, "a graph that takes no picture takes text"
     labels = golden_labels(bundle) or bundle.manifest.labels or ("",)
     prompt = text.prompt_template.replace("{}", labels[0])
     return tokenize([prompt], load_tokenizer(bundle.file(text.tokenizer), text), text)
+
+
+def _decoder_input(bundle: Bundle, picture: Path) -> dict[str, Array]:
+    """The picture as the bundle's own encoder sees it, with a golden prompt."""
+    image = decode_image(picture)
+    prompt = golden_prompts(bundle)[0]
+    embeds = Pipeline.from_bundle(bundle).encode(image).outputs["image_embeds"]
+    return {"image_embeds": embeds, **decoder_prompts([[prompt]], [size_of(image)], bundle.manifest.processing.image)}
 
 
 def _whole_subjects(bundles: Mapping[str, Bundle], picture: Path, n_threads: int | None, folder: Path) -> list[Subject]:
@@ -216,6 +227,11 @@ def golden_labels(bundle: Bundle) -> tuple[str, ...]:
     return next((case.labels for case in bundle.manifest.golden.cases), ())
 
 
+def golden_prompts(bundle: Bundle) -> tuple[Prompt, ...]:
+    """What its first golden picture was asked about, where it takes points and boxes."""
+    return next((case.prompts for case in bundle.manifest.golden.cases), ())
+
+
 def _with_threads(session: SessionOptions, n_threads: int | None) -> SessionOptions:
     return session if n_threads is None else msgspec.structs.replace(session, n_threads=n_threads)
 
@@ -236,19 +252,24 @@ class WholePipeline:
         )
         manifest = msgspec.structs.replace(bundle.manifest, components=components)
         pipeline = Pipeline.from_bundle(dataclasses.replace(bundle, manifest=manifest), n_threads=options.n_threads)
-        return WholeSession(pipeline, labels=golden_labels(bundle) or None)
+        return WholeSession(pipeline, labels=golden_labels(bundle) or None, prompts=golden_prompts(bundle))
 
 
 class WholeSession:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
 
-    def __init__(self, pipeline: Pipeline, *, labels: Sequence[str] | None) -> None:
+    def __init__(self, pipeline: Pipeline, *, labels: Sequence[str] | None, prompts: Sequence[Prompt]) -> None:
         self._pipeline = pipeline
         self._labels = labels
+        self._prompts = [prompts] if prompts else None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        answer: Result = self._pipeline(feeds[_PICTURE].tobytes(), labels=self._labels)
+        seen = self._pipeline.encode(feeds[_PICTURE].tobytes())
+        answers: tuple[Result, ...] = self._pipeline.results(
+            seen.outputs, labels=self._labels, sizes=[seen.size], prompts=self._prompts
+        )
+        (answer,) = answers
         assert answer is not None
         return {}
 

@@ -300,11 +300,13 @@ def _check_components(manifest: Manifest, parts: tuple[Component, ...]) -> None:
 
 def _check_fits(component: Component, need: Need, manifest: Manifest) -> None:
     text = manifest.processing.text
-    is_image = "pixel_values" in need.inputs
-    fed = {manifest.processing.image.input_name} if is_image else set(text.input_names if text else ())
+    is_text = "input_ids" in need.inputs
+    image = {"pixel_values": manifest.processing.image.input_name}
+    names = (text.input_names if text else ()) if is_text else need.inputs
+    fed = {image.get(name, name) for name in names}
     taken = {tensor.name for tensor in component.inputs}
     _need(taken == fed, f"'{component.name}' takes {', '.join(sorted(taken))} but is fed {', '.join(sorted(fed))}")
-    if not is_image and text is not None and text.padding == "longest":
+    if is_text and text is not None and text.padding == "longest":
         lengths = {tensor.shape[1] for tensor in component.inputs if len(tensor.shape) > 1}
         is_free = not any(isinstance(length, int) for length in lengths)
         _need(is_free, f"'{component.name}' takes texts of one length, but they come at their own")

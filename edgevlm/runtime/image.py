@@ -24,6 +24,7 @@ from edgevlm.runtime.spec import (
     ImageStep,
     Letterbox,
     Normalize,
+    Pad,
     Rescale,
     Resize,
 )
@@ -147,7 +148,14 @@ def preprocess(image: Image.Image, processing: ImageProcessing) -> Array:
     values = np.empty((3, *pixels.shape[:2]), np.float32)
     for row, channel, plane in zip(table, channels, values, strict=True):
         np.take(row, pixels[:, :, channel], out=plane, mode="clip")
-    return values
+    pad = processing.steps[-1] if processing.steps else None
+    return _padded(values, pad) if isinstance(pad, Pad) else values
+
+
+def _padded(values: Array, step: Pad) -> Array:
+    padded = np.zeros((len(values), step.height, step.width), values.dtype)
+    padded[:, : values.shape[1], : values.shape[2]] = values
+    return padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +212,9 @@ def _resize(image: Image.Image, step: Resize) -> Image.Image:
 
 
 def _resized_size(size: Size, step: Resize) -> Size:
+    if step.longest_edge is not None:
+        scale = step.longest_edge / max(size)
+        return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
     if step.shortest_edge is None:
         return step.height or 0, step.width or 0
     short, long = sorted(size)
@@ -261,14 +272,18 @@ def check_image_processing(processing: ImageProcessing) -> None:
     Raises: BundleError: with the step that is wrong.
     """
     size: tuple[int | None, int | None] = (None, None)
+    largest: tuple[int, int] | None = None
     changes_values = moves_zero = False
-    for step in processing.steps:
+    for i, step in enumerate(processing.steps):
         if isinstance(step, Resize):
             _need(not changes_values, "'resize' stands after a step that changes values")
-            _need(step.shortest_edge is None or step.height is step.width is None, "'resize' has an edge and a size")
+            named = [edge for edge in (step.shortest_edge, step.longest_edge) if edge is not None]
+            _need(not named or step.height is step.width is None, "'resize' has an edge and a size")
+            _need(len(named) < 2, "'resize' has two edges")
             size = (step.height, step.width)
-            edges = size if step.shortest_edge is None else (step.shortest_edge,)
+            edges = named or size
             _need(all(edge and edge > 0 for edge in edges), "'resize' has no size above 0")
+            largest = None if step.longest_edge is None else (step.longest_edge, step.longest_edge)
         elif isinstance(step, CenterCrop):
             # The zeros that pad a small picture must pass unchanged through the steps before.
             _need(not moves_zero, "'center_crop' stands after a step that moves zero")
@@ -279,6 +294,12 @@ def check_image_processing(processing: ImageProcessing) -> None:
             size = (step.height, step.width)
             _need(min(size) > 0, "'letterbox' has no size above 0")
             _need(0 <= step.fill <= 255, "'letterbox' is filled with a value that no pixel has")
+        elif isinstance(step, Pad):
+            _need(i == len(processing.steps) - 1, "'pad' is not the last step")
+            before = largest or size
+            size = (step.height, step.width)
+            fits = all(was is not None and was <= now for was, now in zip(before, size, strict=True))
+            _need(fits, "'pad' is smaller than the picture")
         elif isinstance(step, Rescale):
             changes_values, moves_zero = True, moves_zero or step.offset != 0
         elif isinstance(step, Normalize):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,9 +15,10 @@ from edgevlm.errors import UsageError
 from edgevlm.runtime.backends import Session, load_backend
 from edgevlm.runtime.bundle import Bundle, open_bundle
 from edgevlm.runtime.image import ImageSource, Size, check_image_processing, decode_image, preprocess, size_of
+from edgevlm.runtime.prompts import Box, Point, prompts_of
 from edgevlm.runtime.session import LazySessions
-from edgevlm.runtime.spec import Array, Component, Manifest, Processing, Scoring
-from edgevlm.runtime.tasks import Parts, Result, load_task
+from edgevlm.runtime.spec import Array, Component, Manifest, Processing, Prompt, Scoring
+from edgevlm.runtime.tasks import Parts, Prompted, Result, load_task
 
 OpenGraph = Callable[[Component, Path], Session]
 
@@ -103,17 +105,35 @@ class Pipeline:
         )
         return cls(task, parts, None)
 
-    def __call__(self, image: ImageSource, *, labels: Sequence[str] | None = None, top_k: int | None = None) -> Result:
+    def __call__(
+        self,
+        image: ImageSource,
+        *,
+        labels: Sequence[str] | None = None,
+        top_k: int | None = None,
+        points: Sequence[Point] = (),
+        boxes: Sequence[Box] = (),
+    ) -> Result:
         """The answer for one picture.
 
         Args:
             labels: what to choose from, where the bundle holds a text encoder.
             top_k: how many classes or boxes the answer names at most; 5 classes or every box where left out.
-        Raises: DataError: the picture cannot be read. UsageError: the labels cannot be used.
+            points: (x, y) on the thing to cut out, (x, y, 0) beside it; all of them show one thing.
+            boxes: (left, top, right, bottom), each around one thing to cut out.
+        Units:  points and boxes are in pixels of the upright picture.
+        Raises: DataError: the picture cannot be read. UsageError: what was asked cannot be used.
+        """
+        return self.encode(image).answer(labels=labels, top_k=top_k, points=points, boxes=boxes)
+
+    def encode(self, image: ImageSource) -> EncodedPicture:
+        """What the image graph makes of a picture, to ask about it more than once.
+
+        Raises: DataError: the picture cannot be read.
         """
         picture = decode_image(image)
-        pixels = preprocess(picture, self.processing.image)[None]
-        return self.predict(pixels, labels=labels, top_k=top_k, sizes=[size_of(picture)])[0]
+        outputs = self.outputs(preprocess(picture, self.processing.image)[None])
+        return EncodedPicture(pipeline=self, outputs=outputs, size=size_of(picture))
 
     def preprocess(self, image: ImageSource) -> Array:
         """A picture as the graph takes it.
@@ -142,12 +162,13 @@ class Pipeline:
         labels: Sequence[str] | None = None,
         top_k: int | None = None,
         sizes: Sequence[Size] | None = None,
+        prompts: Sequence[Sequence[Prompt]] | None = None,
     ) -> tuple[Result, ...]:
         """One answer per row of ``pixel_values``, in order.
 
-        Args: sizes: as for ``results``.
+        Args: sizes, prompts: as for ``results``.
         """
-        return self.results(self.outputs(pixel_values), labels=labels, top_k=top_k, sizes=sizes)
+        return self.results(self.outputs(pixel_values), labels=labels, top_k=top_k, sizes=sizes, prompts=prompts)
 
     def results(
         self,
@@ -156,12 +177,14 @@ class Pipeline:
         labels: Sequence[str] | None = None,
         top_k: int | None = None,
         sizes: Sequence[Size] | None = None,
+        prompts: Sequence[Sequence[Prompt]] | None = None,
     ) -> tuple[Result, ...]:
         """The answers that follow from what ``outputs`` gave.
 
         Args:
             sizes: (height, width) of each picture as it came, for boxes and masks in its own pixels; where left out
                 they are in those of the graph's input.
+            prompts: what each picture is asked about, where the task is asked about places.
         """
         if top_k is not None and top_k < 1:
             raise UsageError(f"An answer cannot name {top_k} classes.", hint="Ask for at least 1.")
@@ -172,8 +195,55 @@ class Pipeline:
             raise UsageError(
                 f"There are {len(sizes)} sizes for {n_rows} pictures.", hint="Give each picture's (height, width)."
             )
+        if prompts is not None:
+            return self._prompted(outputs, prompts, n_rows=n_rows, sizes=sizes, is_plain=labels is None is top_k)
         names = None if labels is None else tuple(labels)
         return self._task.results(outputs, labels=names, top_k=top_k, sizes=sizes)
+
+    def _prompted(
+        self,
+        outputs: Mapping[str, Array],
+        prompts: Sequence[Sequence[Prompt]],
+        *,
+        n_rows: int,
+        sizes: Sequence[Size] | None,
+        is_plain: bool,
+    ) -> tuple[Result, ...]:
+        if not isinstance(self._task, Prompted):
+            raise UsageError(f"A model for {self.task} takes no points or boxes.", hint="Leave them out.")
+        if not is_plain:
+            raise UsageError(f"A model for {self.task} takes no labels and ranks nothing.", hint="Leave both out.")
+        if len(prompts) != n_rows:
+            raise UsageError(f"There are prompts for {len(prompts)} of {n_rows} pictures.", hint="Give each its own.")
+        return self._task.prompted_results(outputs, prompts=prompts, sizes=sizes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedPicture:
+    """A picture that the image graph has seen.
+
+    Args: size: (height, width) of the picture as it came.
+    """
+
+    pipeline: Pipeline
+    outputs: Mapping[str, Array]
+    size: Size
+
+    def answer(
+        self,
+        *,
+        labels: Sequence[str] | None = None,
+        top_k: int | None = None,
+        points: Sequence[Point] = (),
+        boxes: Sequence[Box] = (),
+    ) -> Result:
+        """The answer to one question about the picture.
+
+        Args: as for ``Pipeline.__call__``.
+        """
+        prompts = prompts_of(points, boxes)
+        asked = [prompts] if prompts else None
+        return self.pipeline.results(self.outputs, labels=labels, top_k=top_k, sizes=[self.size], prompts=asked)[0]
 
 
 def _open_session(bundle: Bundle, component: Component, n_threads: int | None, open_graph: OpenGraph | None) -> Session:

@@ -84,12 +84,16 @@ class Component(Spec, frozen=True, kw_only=True):
 
 
 class Resize(Spec, tag="resize", tag_field="op", frozen=True, kw_only=True):
-    """To ``height`` × ``width``, or so that the shorter edge is ``shortest_edge`` (the other keeps the aspect)."""
+    """To ``height`` × ``width``, or so that the shorter edge is ``shortest_edge`` (the other keeps the aspect).
+
+    Args: longest_edge: of the longer edge instead, the other rounded to the nearest pixel as SAM does.
+    """
 
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
     height: int | None = None
     width: int | None = None
     shortest_edge: int | None = None
+    longest_edge: int | None = None
 
 
 class CenterCrop(Spec, tag="center_crop", tag_field="op", frozen=True, kw_only=True):
@@ -132,13 +136,20 @@ class FlipChannels(Spec, tag="flip_channels", tag_field="op", frozen=True, kw_on
     """RGB to BGR."""
 
 
-ImageStep = Resize | CenterCrop | Letterbox | Rescale | Normalize | FlipChannels
+class Pad(Spec, tag="pad", tag_field="op", frozen=True, kw_only=True):
+    """To ``height`` × ``width`` with zeros below and to the right; the last step, so zeros of the graph's input."""
+
+    height: int
+    width: int
+
+
+ImageStep = Resize | CenterCrop | Letterbox | Rescale | Normalize | FlipChannels | Pad
 
 
 class ImageProcessing(Spec, frozen=True, kw_only=True):
     """From a decoded RGB picture to the graph's input, float32 ``[3, height, width]``, as steps in order."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # 1 had neither ``pad`` nor ``longest_edge``
 
     version: int = VERSION
     input_name: str = "pixel_values"
@@ -214,6 +225,23 @@ class QueryDecoding(Spec, tag="queries", tag_field="kind", frozen=True, kw_only=
 
 
 DetectionDecoding = GridDecoding | QueryDecoding
+
+
+class Prompt(Spec, frozen=True, kw_only=True):
+    """One thing in a picture, shown by points, by a box around it, or by both.
+
+    Args:
+        labels: of each point: 1 lies on the thing, 0 beside it.
+        box: (left, top, right, bottom).
+        is_ambiguous: it may mean a part, a whole or what that belongs to, so the likeliest of the model's three
+            suggestions is taken; else its single one. Null: so is one point without a box.
+    Units: pixels of the picture as it came; a whole number is the middle of a pixel, as in SAM.
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[Literal[0, 1], ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    is_ambiguous: bool | None = None
 
 
 class Processing(Spec, frozen=True, kw_only=True):
@@ -306,6 +334,7 @@ class GoldenCase(Spec, frozen=True, kw_only=True):
         outputs: an output's name to its ``.npy``.
         answer: JSON as the task writes it.
         labels: what the picture was asked about, where the bundle takes labels and has none of its own.
+        prompts: the same, where it takes points and boxes.
         every: of an output named here only every so many-th number is kept, from the first, as a flat array: whole, the
             scores of every pixel would outweigh the model.
     """
@@ -314,6 +343,7 @@ class GoldenCase(Spec, frozen=True, kw_only=True):
     outputs: dict[str, str]
     answer: str
     labels: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     every: dict[str, int] = {}
 
 

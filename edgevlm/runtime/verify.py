@@ -163,7 +163,8 @@ def _replay(bundle: Bundle, pipeline: Pipeline, case: GoldenCase) -> CaseCheck:
     kept = {name: kept_part(outputs[name], case, name) for name in expected}
     answer_bytes = bundle.file(case.answer).read_bytes()
     answer = _read_answer(answer_bytes, case, bundle)
-    given = pipeline.results(outputs, labels=labels, sizes=[size_of(picture)])[0]
+    asked = [case.prompts] if case.prompts else None
+    given = pipeline.results(outputs, labels=labels, sizes=[size_of(picture)], prompts=asked)[0]
     return CaseCheck(
         picture=case.picture,
         tolerance=bundle.manifest.golden.tolerance,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from edgevlm.bundle.golden import make_golden
 from edgevlm.bundle.sbom import bill_of_materials
+from edgevlm.data.annotated import MASKS, things_of
+from edgevlm.data.prompts import prompts_of_things
 from edgevlm.export import Exported
 from edgevlm.extras import tool_versions
 from edgevlm.job import Work, place
@@ -26,6 +28,7 @@ from edgevlm.runtime.spec import (
     Latency,
     Manifest,
     Processing,
+    Prompt,
     Provenance,
     SessionOptions,
 )
@@ -38,6 +41,9 @@ from edgevlm.steps.judging import open_pipeline, scoring_of
 from edgevlm.steps.requires import requires_of
 from edgevlm.store import read_spec, write_spec
 from edgevlm.target import is_gpu, why_not_at_hand
+
+if TYPE_CHECKING:
+    from edgevlm.data.shapes import Picture
 
 N_GOLDEN = 3
 _GOLDEN_SEED = 77  # of no picture that calibrates, selects or reports
@@ -139,6 +145,7 @@ def _placed(work: Work, found: SearchResult, name: str, *, form: str = "") -> Pl
             components=tuple(components),
             tolerance=max(_tolerance(variant) for variant in variants),
             labels=() if pipeline.labels else _golden_labels(work),
+            prompts=_golden_prompts(work),
             form=form,
         )
     for path, data in files.items():
@@ -239,11 +246,24 @@ def _selection(
 
 
 def _golden_pictures(work: Work) -> list[Any]:
+    return [picture.image for picture in _golden_shapes(work)]
+
+
+def _golden_shapes(work: Work) -> list[Picture]:
     from edgevlm.data.shapes import picture
 
     # Larger than the graph's input where that is small, so that resizing is part of what is replayed.
     side = min(max(work.job.model.processing.image.height, 64), 512)
-    return [picture(i, seed=_GOLDEN_SEED, size=side).image for i in range(N_GOLDEN)]
+    return [picture(i, seed=_GOLDEN_SEED, size=side) for i in range(N_GOLDEN)]
+
+
+def _golden_prompts(work: Work) -> tuple[tuple[Prompt, ...], ...]:
+    """A box and a point for each thing, where the model is asked about places."""
+    if work.job.model.task != MASKS:
+        return ()
+    shapes = _golden_shapes(work)
+    things = [things_of([thing.mask for thing in each.objects], each.image.shape[:2]) for each in shapes]
+    return tuple(map(prompts_of_things, things))
 
 
 def _golden_labels(work: Work) -> tuple[str, ...]:

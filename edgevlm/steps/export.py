@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgevlm.export import export_graph, scoring_of
 from edgevlm.job import Work
 from edgevlm.plan import TEXT_ENCODER
-from edgevlm.steps.inputs import graph_inputs
+from edgevlm.steps.inputs import proof_inputs
 from edgevlm.store import write_spec
 
 # Real inputs for the proof. One would do for a wrong graph; some more catch branches and rare values.
@@ -21,7 +21,7 @@ def run(work: Work) -> None:
         graph,
         batch=params["batch"],
         out=work.out,
-        samples=graph_inputs(work.job, graph, work.job.splits.calibrate, N_PROOF_INPUTS),
+        samples=proof_inputs(work.job, graph, work.job.splits.calibrate, N_PROOF_INPUTS),
         opset=params["opset"],
         text_length=params.get("text_length"),
         progress=work.progress,

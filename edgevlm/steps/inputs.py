@@ -10,11 +10,13 @@ import msgspec
 import numpy as np
 
 from edgevlm.data.data_set import DataSet
-from edgevlm.export import Exported
+from edgevlm.data.prompts import prompts_of_sample
+from edgevlm.export import Exported, open_source
 from edgevlm.job import Job, Work, place
 from edgevlm.plan import TEXT_ENCODER
-from edgevlm.runtime.image import decode_image, preprocess
-from edgevlm.runtime.spec import Array, Processing, TextProcessing
+from edgevlm.runtime.image import decode_image, preprocess, size_of
+from edgevlm.runtime.spec import Array, Processing, Prompt, TextProcessing
+from edgevlm.runtime.tasks.mask_generation import IMAGE_ENCODER, MASK_DECODER, decoder_prompts
 from edgevlm.runtime.text import load_tokenizer, tokenize
 from edgevlm.store import read_spec
 
@@ -46,9 +48,45 @@ def graph_inputs(
     """
     if graph == TEXT_ENCODER:
         return text_inputs(job, prompts(job, data)[:n], text)
+    if graph == MASK_DECODER:
+        # One prompt for each picture, as a device asks; a box and one point take as much, so they can stand beside.
+        asked = [prompts_of_sample(sample, size_of(decode_image(sample.read()))) for sample in data.samples[:n]]
+        return decoder_inputs(job, data.only(data.samples[:n]), [[each[i % len(each)]] for i, each in enumerate(asked)])
     image = job.model.processing.image
     rows = [preprocess(decode_image(sample.read()), image) for sample in data.samples[:n]]
     return {image.input_name: np.stack(rows)}
+
+
+def proof_inputs(job: Job, graph: str, data: DataSet, n: int) -> dict[str, Array]:
+    """Inputs to trace and prove a graph with, whose free sizes are large enough to be told from constants."""
+    if graph != MASK_DECODER:
+        return graph_inputs(job, graph, data, n)
+    samples = data.only(data.samples[:n])
+    sizes = [size_of(decode_image(sample.read())) for sample in samples.samples]
+    # Four prompts of four tokens: two points, the first of them on the thing, and a box.
+    asked = [
+        [
+            Prompt(
+                points=((width * x, height * 0.4), (width * 0.1, height * x)), labels=(1, 0), box=(0, 0, width, height)
+            )
+            for x in (0.2, 0.4, 0.6, 0.8)
+        ]
+        for height, width in sizes
+    ]
+    return decoder_inputs(job, samples, asked)
+
+
+def decoder_inputs(job: Job, data: DataSet, asked: Sequence[Sequence[Prompt]]) -> dict[str, Array]:
+    """What the mask decoder is fed for each picture and its prompts, after the model's own encoder."""
+    model = job.model
+    image = model.processing.image
+    encoder = open_source(model, IMAGE_ENCODER)
+    embeds, sizes = [], []
+    for sample in data.samples:  # one by one: an encoder of 1024 × 1024 pixels takes gigabytes for many
+        picture = decode_image(sample.read())
+        sizes.append(size_of(picture))
+        embeds.append(encoder.run({image.input_name: preprocess(picture, image)[None]})["image_embeds"])
+    return {"image_embeds": np.concatenate(embeds), **decoder_prompts(asked, sizes, image)}
 
 
 def prompts(job: Job, data: DataSet) -> tuple[str, ...]:

@@ -249,11 +249,11 @@ class GraphCalibration:
             for text in prompts(job, job.splits.calibrate)[: self.recipe.n_samples]:
                 yield text_inputs(job, [text], processing_of(self._work).text)
             return
-        inputs = graph_inputs(job, self._graph, job.splits.calibrate, self.recipe.n_samples)
         batch = self._work.step.params["batch"] or 1
-        n = len(next(iter(inputs.values())))
-        for start in range(0, n, batch):
-            yield at_batch({name: value[start : start + batch] for name, value in inputs.items()}, batch)
+        samples = job.splits.calibrate.samples[: self.recipe.n_samples]
+        for start in range(0, len(samples), batch):  # some at a time: a hundred pictures of SAM's size take a gigabyte
+            these = job.splits.calibrate.only(samples[start : start + batch])
+            yield at_batch(graph_inputs(job, self._graph, these, batch), batch)
 
     def ranges(self, prepared: Path, method: Calibration) -> Path:
         parts = {**_parts(prepared, ("onnx", "onnxruntime")), "method": method, **self.key}

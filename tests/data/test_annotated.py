@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edgevlm.data import shapes
-from edgevlm.data.data_set import UNKNOWN, DataSet, Objects
+from edgevlm.data.data_set import UNKNOWN, DataSet, Objects, Things
 from edgevlm.data.readers import read_data_set
 from edgevlm.data.splits import split
 from edgevlm.errors import DataError, MissingToolError
@@ -296,3 +296,45 @@ def test_real_boxes_and_outlines(assets: Path) -> None:
     data = read_data_set(assets / "data/coco128", labels=labels, task=DETECT)
     assert (len(data), data.notes) == (64, ())
     assert sum(len(each.boxes) for each in objects(data)) == 544
+
+
+# --- outlines of things -----------------------------------------------------------------------------------
+
+PROMPTED = "mask-generation"
+SQUARE = [[2, 3, 10, 3, 10, 9, 2, 9]]
+
+
+def things(data: DataSet) -> list[Things]:
+    return [sample.annotation.read() for sample in data.samples if sample.annotation]
+
+
+def test_things_are_outlined_whatever_they_are(tmp_path: Path) -> None:
+    outlined = [
+        thing(1, 18, [2, 3, 8, 6], segmentation=SQUARE),
+        thing(1, 17, [0, 0, 4, 4], segmentation={"size": [16, 16], "counts": [0, 16, 240]}),
+        thing(2, 17, [0, 0, 4, 4], segmentation=SQUARE, iscrowd=1),
+    ]
+    data = read(write_coco(tmp_path / "pets", outlined), PROMPTED, ())
+    assert data.notes == ("2 pictures of 'instances.json' have no outlined thing and are left out.",)
+    assert data.has_labels
+    (found,) = things(data)
+    assert found.masks.shape == (2, 16, 16)
+    assert found.boxes.tolist() == [[2, 3, 10, 9], [0, 0, 1, 16]]
+    assert found.masks[0].sum() == 48
+
+
+def test_an_outline_for_another_picture_is_refused(tmp_path: Path) -> None:
+    outlined = [thing(1, 18, [0, 0, 4, 4], segmentation={"size": [8, 8], "counts": [0, 8, 56]})]
+    data = read(write_coco(tmp_path / "pets", outlined), PROMPTED, ())
+    with pytest.raises(DataError, match="8 × 8 pixels"):
+        things(data)
+
+
+def test_drawn_things_need_no_class_that_the_model_knows() -> None:
+    data = read_data_set("shapes", labels=(), task=PROMPTED, n_shapes=3, shapes_size=48)
+    assert data.has_labels
+    for found, sample in zip(things(data), data.samples, strict=True):
+        assert 1 <= len(found.masks) <= 4
+        assert found.masks.shape[1:] == sample.read().shape[:2] == (48, 48)
+        for (left, top, right, bottom), mask in zip(found.boxes.astype(int), found.masks, strict=True):
+            assert mask[top:bottom, left:right].sum() == mask.sum() > 0

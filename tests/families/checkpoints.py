@@ -104,6 +104,42 @@ def _tower(name: str, config_class: str, processor: str, config: dict[str, Any],
     )
 
 
+_SAM = {
+    "vision_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": LARGE,
+        "patch_size": 8,
+        "window_size": 3,
+        "global_attn_indexes": [1],
+        "output_channels": 16,
+        "num_pos_feats": 8,
+    },
+    "prompt_encoder_config": {"hidden_size": 16, "image_size": LARGE, "patch_size": 8, "mask_input_channels": 4},
+    "mask_decoder_config": {
+        "hidden_size": 16,
+        "mlp_dim": 32,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    },
+}
+
+_TINY_SAM = {
+    **_SAM,
+    "vision_config": {
+        "image_size": LARGE,
+        "embed_dims": [8, 16, 16, 32],
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_sizes": [3, 3, 3, 3],
+        "output_channels": 16,
+        "num_pos_feats": 8,
+        "scale": 16,
+    },
+    "prompt_encoder_config": {"hidden_size": 16, "image_size": LARGE, "mask_input_channels": 4},
+}
+
 VIT, CONVNEXT, BIT = "ViTImageProcessor", "ConvNextImageProcessor", "BitImageProcessor"
 CLIP, SIGLIP = "CLIPImageProcessor", "SiglipImageProcessor"
 MOBILENET1, MOBILENET2 = "MobileNetV1ImageProcessor", "MobileNetV2ImageProcessor"
@@ -173,6 +209,22 @@ CHECKPOINTS = (
         size=LARGE,
     ),
     Tiny(
+        architecture="TinyVitSam",
+        family="sam",
+        config_class="TinyVitSamConfig",
+        processor="SamImageProcessor",
+        config=_TINY_SAM,
+        size=LARGE,
+    ),
+    Tiny(
+        architecture="SamModel",
+        family="sam",
+        config_class="SamConfig",
+        processor="SamImageProcessor",
+        config=_SAM,
+        size=LARGE,
+    ),
+    Tiny(
         architecture="SiglipModel", family="siglip", config_class="SiglipConfig", processor=SIGLIP, config=_TWO_TOWERS
     ),
 )
@@ -193,14 +245,22 @@ def write_checkpoint(architecture: str, folder: Path, **changes: Any) -> Path:
 
     tiny = checkpoint(architecture)
     torch.manual_seed(7)
-    config = getattr(transformers, tiny.config_class)(**{**tiny.config, **changes})
-    model = getattr(transformers, architecture)(config).eval()
+    if architecture.startswith("TinyVit"):
+        import edgevlm.families.tiny_vit as classes
+    else:
+        classes = transformers
+    config = getattr(classes, tiny.config_class)(**{**tiny.config, **changes})
+    model = getattr(classes, architecture)(config).eval()
     _enliven(model, tiny.size)
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     processor = getattr(transformers, f"{tiny.processor}Pil")
     sizes: dict[str, Any] = {"crop_size": {"height": tiny.size, "width": tiny.size}}
     is_square = "height" in processor.size
+    if "longest_edge" in processor.size:
+        sizes = {"size": {"longest_edge": tiny.size}, "pad_size": {"height": tiny.size, "width": tiny.size}}
+        processor(**sizes).save_pretrained(folder)
+        return folder
     sizes["size"] = {"height": tiny.size, "width": tiny.size} if is_square else {"shortest_edge": tiny.size}
     processor(**sizes).save_pretrained(folder)
     if tiny.family in ("clip", "siglip", "dual_encoder"):

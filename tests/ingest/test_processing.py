@@ -126,7 +126,7 @@ def test_steps_stand_in_the_order_in_which_they_are_done():
         ({"resample": [2]}, "resample = [2]"),
         ({"image_mean": [0.5]}, "image_mean = [0.5]"),
         ({"image_std": "half"}, "image_std = half"),
-        ({"image_processor_type": "SamImageProcessor"}, "is for 'SamImageProcessor'"),
+        ({"image_processor_type": "DonutImageProcessor"}, "is for 'DonutImageProcessor'"),
         ({"do_center_crop": True}, "do_center_crop and no crop_size"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 4}}, "height and width are expected"),
     ],
@@ -148,7 +148,7 @@ def test_convnext_wants_a_shortest_edge_and_an_unknown_type_a_name():
     with pytest.raises(ModelError, match="wants a shortest_edge"):
         processing_of({"image_processor_type": "ConvNextImageProcessor", "size": {"height": 224, "width": 224}})
     with pytest.raises(ModelError, match="does not say which image processor"):
-        processing_of({}, model_type="sam")
+        processing_of({}, model_type="donut-swin")
 
 
 # --- back to JSON -----------------------------------------------------------------------------------------

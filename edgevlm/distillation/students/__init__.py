@@ -28,6 +28,7 @@ STUDENTS: dict[str, str] = {
     "mobilevitv2-0.5": "edgevlm.distillation.students.mobilevit_v2:HALF",
     "mobilevitv2-0.75": "edgevlm.distillation.students.mobilevit_v2:THREE_QUARTERS",
     "mobilevitv2-1.0": "edgevlm.distillation.students.mobilevit_v2:WHOLE",
+    "tinyvit-5m-sam": "edgevlm.distillation.students.tiny_vit_sam:TINY_VIT_5M",
 }
 
 
@@ -67,6 +68,8 @@ class Student(Protocol):
             text_embeds: [m, d], likewise, for the batch's distinct texts.
             image_features: [n, c, h, w], before pooling.
             text_features: [m, length, width].
+            pred_masks, iou_scores: of a mask generator, as ``edgevlm.families.sam.decode`` gives them for the batch's
+                prompts; its image_embeds are [n, d, h, w], and its image_features are those before the neck.
             logit_scale: [], what cosines are multiplied by (not its logarithm).
         Raises: UsageError: it has no output of a name.
         """

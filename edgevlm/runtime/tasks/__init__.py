@@ -10,16 +10,17 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from edgevlm.errors import BundleError, UsageError, did_you_mean
 from edgevlm.runtime.backends import Session
 from edgevlm.runtime.image import Size
-from edgevlm.runtime.spec import Array, CenterCrop, ImageProcessing, Processing, Scoring
+from edgevlm.runtime.spec import Array, CenterCrop, ImageProcessing, Processing, Prompt, Scoring
 
 TASKS: dict[str, str] = {
     "image-classification": "edgevlm.runtime.tasks.image_classification:ImageClassification",
     "image-feature-extraction": "edgevlm.runtime.tasks.image_feature_extraction:ImageFeatureExtraction",
+    "mask-generation": "edgevlm.runtime.tasks.mask_generation:MaskGeneration",
     "object-detection": "edgevlm.runtime.tasks.object_detection:ObjectDetection",
     "semantic-segmentation": "edgevlm.runtime.tasks.semantic_segmentation:SemanticSegmentation",
     "zero-shot-image-classification": (
@@ -108,6 +109,21 @@ class Task(Protocol):
             sizes: of the pictures as they came, for answers that say where something is; where None, such an answer is
                 in the pixels of the graph's input.
         Raises: UsageError: the labels cannot be used.
+        """
+        ...
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """A task whose answer says something of the things that points and boxes show."""
+
+    def prompted_results(
+        self, outputs: Mapping[str, Array], *, prompts: Sequence[Sequence[Prompt]], sizes: Sequence[Size] | None
+    ) -> tuple[Result, ...]:
+        """One answer per row of ``outputs``, about all of that row's prompts.
+
+        Args:   prompts: of each row, in the pixels that ``sizes`` are of.
+        Raises: UsageError: a prompt cannot be used.
         """
         ...
 
