@@ -105,9 +105,7 @@ def distill_command(
 def distilled_text(made: Distilled) -> str:
     """For people: how good the student is beside its teacher, how large, and what to do with it."""
     found = made.distillation
-    lines = [
-        f"{found.metric} on {found.n_held_out_pictures} pictures that training never saw ({found.held_out_data}):"
-    ]
+    lines = [f"{found.metric} on {found.n_held_out_pictures} pictures that training never saw ({found.held_out_data}):"]
     rows = {f"student {found.student}": found.student_metric, f"teacher {found.teacher}": found.teacher_metric}
     lines += [f"  {name}  {value:.4f}" for name, value in rows.items() if value is not None]
     lines.append(

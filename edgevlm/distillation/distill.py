@@ -650,9 +650,7 @@ def _renamed(progress: Progress, name: str) -> Progress:
 # --- what comes out ---------------------------------------------------------------------------------------
 
 
-def _write(
-    kind: Student, student: nn.Module, model: Model, made: Distillation, state: Path, destination: Path
-) -> None:
+def _write(kind: Student, student: nn.Module, model: Model, made: Distillation, state: Path, destination: Path) -> None:
     """Whole, or not at all: a finished folder under its own name."""
     from edgevlm.distillation.trainer import LOG_FILE
 

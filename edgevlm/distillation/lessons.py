@@ -54,9 +54,7 @@ def texts_of(model: Model, data: DataSet) -> Texts | None:
     else:
         return None
     texts = (*classes, *distinct)
-    return Texts(
-        texts=texts, of_picture=np.array(of_picture), n_classes=len(classes), **tokenize_texts(model, texts)
-    )
+    return Texts(texts=texts, of_picture=np.array(of_picture), n_classes=len(classes), **tokenize_texts(model, texts))
 
 
 def tokenize_texts(model: Model, texts: Sequence[str]) -> dict[str, Array]:

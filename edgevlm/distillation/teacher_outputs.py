@@ -401,9 +401,7 @@ def _write_index(
         sha256 = _digest_file(file).read_text(encoding="ascii")
         return ShardFile(file=name, sha256=sha256, n_bytes=file.stat().st_size, first=first, n_rows=count)
 
-    shards = tuple(
-        entry(_name(number), first, min(starts.step, n_rows - first)) for number, first in enumerate(starts)
-    )
+    shards = tuple(entry(_name(number), first, min(starts.step, n_rows - first)) for number, first in enumerate(starts))
     tensors: tuple[str, ...] = ()
     if shards:
         from safetensors import safe_open

@@ -374,9 +374,7 @@ def _put(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 value.copy_(tensors[name])
 
 
-def _keep_best(
-    student: nn.Module, average: Mapping[str, Tensor], folder: Path, state: _State, recipe: Recipe
-) -> None:
+def _keep_best(student: nn.Module, average: Mapping[str, Tensor], folder: Path, state: _State, recipe: Recipe) -> None:
     if recipe.patience and state.best_step and (folder / _BEST_FILE).is_file():
         from safetensors.torch import load_file
 

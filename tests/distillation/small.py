@@ -91,14 +91,10 @@ class Terms(nn.Module):
 
 def make_pictures(folder: Path, recipe: Recipe = RECIPE) -> TrainingPictures:
     data = read_data_set(folder, labels=LABELS, task="image-classification")
-    return TrainingPictures(
-        data, augmentation=recipe.augmentation, seed=recipe.seed, n_variants=recipe.n_variants
-    )
+    return TrainingPictures(data, augmentation=recipe.augmentation, seed=recipe.seed, n_variants=recipe.n_variants)
 
 
-def make_lessons(
-    pictures: TrainingPictures, folder: Path, *, progress: Progress = silent, **options: Any
-) -> Lessons:
+def make_lessons(pictures: TrainingPictures, folder: Path, *, progress: Progress = silent, **options: Any) -> Lessons:
     teacher = teacher_of(read_model(FACTORY))
     of = describe_outputs(teacher, pictures, NEEDS)
     compute_outputs(teacher, pictures, of, folder, rows_in_shard=16, progress=progress, **options)

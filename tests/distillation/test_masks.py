@@ -55,9 +55,7 @@ def small_student(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def learn(teacher: str, pictures: Path, out: Path, *terms: Term) -> Any:
     recipe = Recipe(name="masks", terms=terms, n_steps=3, batch_size=4, augmentation="none")
     # The teacher cuts 64 pixels into patches of 8, the student 128 into patches of 16: the same 8 x 8 places.
-    return distill(
-        teacher, student=SMALL, data=pictures, recipe=recipe, output=out, image_size=128, is_timed=False
-    )
+    return distill(teacher, student=SMALL, data=pictures, recipe=recipe, output=out, image_size=128, is_timed=False)
 
 
 def test_an_encoder_learns_the_teachers_embeddings(teacher: str, pictures: Path, tmp_path: Path) -> None:
