@@ -18,6 +18,7 @@ from torch.nn import functional
 # Their annotations fit no other configuration than SAM's own.
 transformers: Any = importlib.import_module("transformers")
 sam: Any = importlib.import_module("transformers.models.sam.modeling_sam")
+initialization: Any = importlib.import_module("transformers.initialization")
 
 STRIDE = 16
 """Pixels of the picture for each place of what the encoder gives."""
@@ -219,14 +220,13 @@ class _Initialized(sam.SamPreTrainedModel):  # type: ignore[misc]
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # What a checkpoint gave is marked and left alone by Transformers' functions, so no other may be used here.
-        init = transformers.initialization
         super()._init_weights(module)
         if isinstance(module, Attention):
-            init.zeros_(module.attention_biases)
+            initialization.zeros_(module.attention_biases)
         elif isinstance(module, MBConv):
-            init.zeros_(module.conv3.bn.weight)
+            initialization.zeros_(module.conv3.bn.weight)
         elif isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, nonlinearity="relu")  # smaller ones leave nothing of the picture
+            initialization.kaiming_normal_(module.weight, nonlinearity="relu")  # smaller ones leave nothing of the picture
 
 
 class TinyVitEncoder(_Initialized):
