@@ -226,7 +226,8 @@ class _Initialized(sam.SamPreTrainedModel):  # type: ignore[misc]
         elif isinstance(module, MBConv):
             initialization.zeros_(module.conv3.bn.weight)
         elif isinstance(module, nn.Conv2d):
-            initialization.kaiming_normal_(module.weight, nonlinearity="relu")  # smaller ones leave nothing of the picture
+            # Smaller ones leave nothing of the picture.
+            initialization.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
 class TinyVitEncoder(_Initialized):
