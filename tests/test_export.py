@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import edgevlm.export as export
+import edgevlm.export.from_torch as from_torch
+import edgevlm.export.program as program_of
 from edgevlm.errors import EdgeVLMError, ModelError, UsageError
 from edgevlm.export import export_graph, open_source
 from edgevlm.ingest import read_model
@@ -100,7 +101,7 @@ def test_the_same_model_gives_the_same_bytes_and_no_path_of_this_machine(tmp_pat
     export_graph(model, "model", batch=None, out=tmp_path / "b", samples=pictures())
     graph = (tmp_path / "a" / made.file).read_bytes()
     assert graph == (tmp_path / "b" / made.file).read_bytes()
-    for leak in (str(tmp_path), str(Path(export.__file__).parent), "site-packages", 'File "', "exportednets"):
+    for leak in (str(tmp_path), str(Path(from_torch.__file__).parent), "site-packages", 'File "', "exportednets"):
         assert leak.encode() not in graph
     assert made.proof.route == "torch.onnx.export(dynamo=True)"
     assert made.n_bytes == len(graph)
@@ -111,7 +112,7 @@ def test_the_same_model_gives_the_same_bytes_and_no_path_of_this_machine(tmp_pat
 
 @pytest.mark.usefixtures("package")
 def test_a_tampered_graph_is_found_and_the_node_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save = export._save
+    save = from_torch.save
 
     def tampering(program: Any, file: Path) -> None:
         import onnx_ir as ir
@@ -121,7 +122,7 @@ def test_a_tampered_graph_is_found_and_the_node_is_named(tmp_path: Path, monkeyp
         weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01))
         save(program, file)
 
-    monkeypatch.setattr(export, "_save", tampering)
+    monkeypatch.setattr(from_torch, "save", tampering)
     error = refused(read_model("exportednets:net"), tmp_path / "out", pictures())
     assert "is not equal to its source" in error.message
     assert f"they part at the node '{tampering.node}' (Conv)" in error.message
@@ -142,7 +143,7 @@ def test_what_cannot_be_traced_and_what_is_not_a_number(tmp_path: Path):
 
 @pytest.mark.usefixtures("package")
 def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export, "EXTERNAL_ABOVE_BYTES", 100)
+    monkeypatch.setattr(program_of, "EXTERNAL_ABOVE_BYTES", 100)
     made = export_graph(read_model("exportednets:net"), "model", batch=2, out=tmp_path, samples=pictures())
     assert made.files == ("model.onnx", "model.onnx.data")
     assert made.n_bytes == sum((tmp_path / name).stat().st_size for name in made.files)

@@ -6,6 +6,7 @@ A checkpoint or a module runs in PyTorch as its family calls it; an ONNX file in
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ def teacher_of(model: Model, *, device: str = "cpu") -> Teacher:
     return TorchTeacher(model, device=device) if model.family else OnnxTeacher(model)
 
 
-class _Base:
+class _Base(ABC):
     def __init__(self, model: Model) -> None:
         self.model = model
         self._sizes: dict[str, tuple[int, ...]] | None = None
@@ -97,8 +98,8 @@ class _Base:
     def text_outputs(self, texts: Sequence[str], names: frozenset[str]) -> Arrays:
         return {}
 
-    def _all_outputs(self, pixel_values: Array) -> Arrays:
-        raise NotImplementedError
+    @abstractmethod
+    def _all_outputs(self, pixel_values: Array) -> Arrays: ...
 
 
 class OnnxTeacher(_Base):
