@@ -19,6 +19,7 @@ pytest.importorskip("transformers", reason="teachers are checkpoints of Transfor
 
 from edgevlm.cli.main import exit_code_of  # noqa: E402 - torch first
 from edgevlm.distillation import distill as verb  # noqa: E402
+from edgevlm.distillation import fitting  # noqa: E402
 from edgevlm.distillation.distill import DISTILLATION_FILE, Distillation, distill  # noqa: E402
 from edgevlm.distillation.recipe import Recipe, Term  # noqa: E402
 from edgevlm.distillation.students.facts import GraphFacts, StudentBesideTeacher, StudentFacts  # noqa: E402
@@ -317,7 +318,7 @@ def test_other_tokens_are_refused(two_towers: str) -> None:
 
     student = type("Student", (), {"config": Config()})()
     with pytest.raises(UsageError, match="their tokenizers differ"):
-        verb._tokens(read_model(two_towers), student)
+        fitting._tokens(read_model(two_towers), student)
 
 
 def test_without_accelerate_the_extra_is_named(
