@@ -28,14 +28,14 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import read_data_set
 from edgevlm.distillation.distill import DISTILLATION_FILE, Distillation
 from edgevlm.distillation.recipe import Recipe, Term, load_recipe
-from edgevlm.distillation.teachers import Teacher, teacher_of
+from edgevlm.distillation.teachers import Teacher, TorchTeacher, teacher_of
 from edgevlm.ingest import read_model
 from edgevlm.runtime.image import decode_image, preprocess
 from edgevlm.runtime.spec import Array, Spec, from_json
 
 RESULTS = Path(__file__).parent / "results" / "distillation"
 N_SEEDS = 3
-_PICTURES_IN_A_CALL = 64
+_PICTURES_IN_A_CALL = 8
 
 
 class Arm(Spec, frozen=True, kw_only=True):
@@ -101,7 +101,7 @@ def main(name: str, assets: Path, seeds: int, steps: int | None, work: Path | No
     work = (work or default_folder() / "distillation") / (name if steps is None else f"{name}-{steps}")
     work.mkdir(parents=True, exist_ok=True)
     study = STUDIES[name](assets, work, steps)
-    teacher = teacher_of(read_model(study.teacher))
+    teacher = TorchTeacher(read_model(study.teacher))
     unseen = read_data_set(study.unseen, labels=teacher.model.labels, task=teacher.model.task)
     expected = _answers(teacher, unseen)
     runs: list[Run] = []
@@ -142,7 +142,7 @@ def _run(study: Study, arm: Arm, seed: int, work: Path, unseen: DataSet, expecte
 
 
 def _result(
-    study: Study, runs: Sequence[Run], teacher: Teacher, unseen: DataSet, expected: Mapping[str, Array]
+    study: Study, runs: Sequence[Run], teacher: TorchTeacher, unseen: DataSet, expected: Mapping[str, Array]
 ) -> StudyResult:
     from edgevlm.extras import tool_versions
 
@@ -151,7 +151,7 @@ def _result(
         made_at=time.strftime("%Y-%m-%d", time.gmtime()),
         n_unseen=len(unseen),
         teacher=_metrics(expected, expected, unseen),
-        teacher_n_parameters=sum(p.numel() for p in getattr(teacher, "module").parameters()),  # noqa: B009
+        teacher_n_parameters=sum(p.numel() for p in teacher.module.parameters()),
         runs=tuple(runs),
         versions={**tool_versions("torch", "transformers", "numpy"), "edgevlm": edgevlm.__version__},
     )
