@@ -86,6 +86,17 @@ def test_a_second_student_does_not_ask_the_teacher_again(
     distill(classifier, student="mobilevitv2-0.5", data=pictures, output=tmp_path / "two", **options)
 
 
+@pytest.mark.parametrize("recipe", ["labels", "pretrain"])
+def test_what_learns_from_the_data_alone_has_nothing_stored(
+    recipe: str, classifier: str, two_towers: str, pictures: Path, tmp_path: Path
+) -> None:
+    teacher = classifier if recipe == "labels" else two_towers
+    options = {**SHORT, "recipe": recipe, "image_size": 32}
+    made = distill(teacher, student=STUDENT, data=pictures, output=tmp_path / "out", **options)
+    assert made.distillation.n_steps == 3
+    assert len(rows_of(made.folder)) == 3 and all(row["loss"] > 0 for row in rows_of(made.folder))
+
+
 def test_two_towers_learn_texts_too(two_towers: str, pictures: Path, tmp_path: Path) -> None:
     recipe = Recipe(
         name="both",
