@@ -45,7 +45,8 @@ class Step:
         run: the student over another batch, for objectives that mask or alter what it sees.
         decode: a mask decoder of SAM's, the student's or the teacher's ("student", "teacher"), over image embeddings
             and prompts; for objectives with prompts alone.
-        gather: every process's rows of a tensor, with gradient; the tensor itself where there is one process.
+        gather: every process's rows of a tensor, with gradient; the tensor itself where there is one process. What is
+            computed from them must be the same in every process.
         generator: seeded by the recipe's seed, the step and the process.
     """
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgevlm.distillation.gathering import gather_rows
 from edgevlm.distillation.judging import Judge, RunsBatches
 from edgevlm.distillation.lessons import Lessons, on_device
 from edgevlm.distillation.recipe import Recipe
@@ -289,17 +290,7 @@ def seed_of(*numbers: int) -> int:
 
 def gather_of(accelerator: Any) -> Callable[[Tensor], Tensor]:
     """Every process's rows of a tensor, with gradient."""
-    if accelerator.num_processes == 1:
-        return lambda value: value
-
-    def gather(value: Tensor) -> Tensor:
-        from torch.distributed.nn import functional
-
-        all_gather: Any = functional.all_gather
-        gathered: Tensor = torch.cat(all_gather(value.contiguous()))
-        return gathered
-
-    return gather
+    return gather_rows if accelerator.num_processes > 1 else lambda value: value
 
 
 class _Ahead(Generic[T]):

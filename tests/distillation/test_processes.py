@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import distributed
-from torch.distributed.nn.functional import all_gather
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgevlm.distillation.gathering import gather_rows
 from tests.distillation.steps import WIDTH, N, make_step, objectives_of, random, tokens
 
 NAMES = ("affinity", "image-text-contrastive", "image-text-label-contrastive", "image-contrastive")
@@ -51,7 +51,7 @@ def learn(rank, store, result):
     learner = Learner()
     rows = torch.arange(2 * N)[rank * N : (rank + 1) * N]
     averaging = DistributedDataParallel(learner)
-    values = averaging(rows, lambda value: torch.cat(all_gather(value.contiguous())))
+    values = averaging(rows, gather_rows)
     values.sum().backward()
     if rank == 0:
         gradients = {name: parameter.grad for name, parameter in learner.named_parameters()}
