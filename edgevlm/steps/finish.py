@@ -192,10 +192,8 @@ def _budgets(budgets: Budgets) -> dict[str, float]:
 
 
 def _warnings(job: Job, found: SearchResult, confirmed: Confirmation, winner: CandidateRow) -> tuple[str, ...]:
-    # The report says by itself that pictures were generated.
+    # The report says by itself that pictures were generated, and which measurements are not valid.
     warnings = [note for note in job.notes if not (job.data.is_synthetic and note in job.splits.report.notes)]
-    if not found.is_valid:
-        warnings.append(f"Latencies could not be measured validly: {'; '.join(found.reasons)}.")
     if confirmed.rejected:
         warnings.append(
             f"{len(confirmed.rejected) + 1} candidates were tried on the report split: its figure is slightly too good."
