@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import msgspec
 
-from benchmarks.suite.cases import CASES, QUICK, Case
+from benchmarks.suite.cases import CASES, QUICK
 from benchmarks.suite.environments import CURRENT, InstallError, default_folder, interpreter, names
 from benchmarks.suite.rivals import rivals_named
 from benchmarks.suite.running import run_case
@@ -20,6 +21,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.measure.protocol import QUICK as QUICK_PROTOCOL
 from edgevlm.measure.spec import Protocol
 from edgevlm.report.spec import Report
+from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import from_json
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -62,6 +64,8 @@ def main(
 ) -> None:
     """Make every rival, judge it, and let it take turns with edgevlm's winner, model by model.
 
+    Each processor has results of its own: what is accurate and fast on one need not be on another.
+
     A model that has a result for a number of threads is left out, so that a run which was stopped goes on. Take a quiet
     machine: the whole suite needs some hours on two cores.
     """
@@ -72,7 +76,7 @@ def main(
         return
     cases = (QUICK,) if quick else tuple(case for case in CASES if not models or case.key in models)
     results = results or (kept / "results" if quick else RESULTS)
-    folder = results / "suite"
+    folder = results / "suite" / slug(describe_machine().name)
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for case in cases:
@@ -101,7 +105,7 @@ def main(
         result = _joined(known, result)
         _write(folder / f"{case.key}.json", msgspec.json.encode(result) + b"\n")
         click.echo(summary([result]))
-    _write_tables((QUICK,) if quick else CASES, results)
+    _write_tables(results)
     if not quick:
         _write_example(kept, results)
     if failed:
@@ -140,13 +144,23 @@ def _make_environments(folder: Path) -> None:
             click.echo(f"{name}: {error}", err=True)
 
 
-def _write_tables(cases: Sequence[Case], results: Path) -> None:
+def slug(name: str) -> str:
+    """A processor's name as a folder's: "Intel(R) Xeon(R) Processor" gives intel-xeon-processor."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def _write_tables(results: Path) -> None:
     """`suite.md`, every rival of every model, and `suite-summary.md`, which the README shows."""
-    files = [results / "suite" / f"{case.key}.json" for case in cases]
-    found = [from_json(file.read_bytes(), CaseResult) for file in files if file.is_file()]
-    if found:
-        _write(results / "suite.md", details(found).encode())
-        _write(results / "suite-summary.md", summary(found).encode())
+    order = [case.key for case in (QUICK, *CASES)]
+    machines = []
+    for folder in sorted(each for each in (results / "suite").iterdir() if each.is_dir()):
+        known = [file for file in folder.glob("*.json") if file.stem in order]
+        files = sorted(known, key=lambda file: order.index(file.stem))
+        if files:
+            machines.append([from_json(file.read_bytes(), CaseResult) for file in files])
+    if machines:
+        _write(results / "suite.md", "\n".join(map(details, machines)).encode())
+        _write(results / "suite-summary.md", "\n".join(map(summary, machines)).encode())
 
 
 def _write_example(work: Path, results: Path) -> None:

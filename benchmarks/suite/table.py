@@ -16,8 +16,10 @@ MARGIN = 1.03
 
 
 def summary(results: Sequence[CaseResult]) -> str:
-    """The table that the README shows."""
+    """The table of one processor that the README shows."""
     lines = [
+        f"**{results[0].threads[0].final.environment.machine}**",
+        "",
         "| model | threads | ships (backend) | p50 ms | drop | best rival within the budget | × best rival "
         f"| behind by > {MARGIN} | × ONNX Runtime float | × PyTorch eager |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -33,9 +35,10 @@ def summary(results: Sequence[CaseResult]) -> str:
 def details(results: Sequence[CaseResult]) -> str:
     """The summary, then everybody on every model, with what could not be run and why."""
     parts = [summary(results)]
+    machine = results[0].threads[0].final.environment.machine
     for case in results:
         columns = [f"p50 ms, {found.n_threads} threads" for found in case.threads]
-        parts.append(f"\n### {case.name}\n")
+        parts.append(f"\n### {case.name}, {machine}\n")
         parts.append(f"| | {' | '.join(columns)} | {_metric(case)} | within | MB | runs |")
         parts.append(f"|---|{'---|' * (len(columns) + 4)}")
         for found in case.threads:
@@ -94,8 +97,8 @@ def _conditions(results: Sequence[CaseResult]) -> str:
     told = ", ".join(f"{name} {version}" for name, version in sorted(tools.items()))
     random = sum(case.is_random for case in results)
     return (
-        f"{environment.machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, batch 1, {told}. Above 1 edgevlm "
-        "is faster; brackets are 95 % intervals of ratios measured in turns. Within the budget: the task's metric "
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, batch 1, {told}. Above 1 edgevlm is "
+        "faster; brackets are 95 % intervals of ratios measured in turns. Within the budget: the task's metric "
         f"falls by at most {100 * MAX_DROP:g} point or, for the {random} models with random weights, the centred "
         f"cosine to float is at least {MIN_COSINE:g} on every picture. Made by `python -m benchmarks.suite`; raw "
         "samples in `benchmarks/results/suite/`."

@@ -9,21 +9,34 @@ from typing import TYPE_CHECKING
 import click
 
 from edgevlm.cli.common import Output, device_option, output_options
+from edgevlm.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgevlm.evaluation.evaluation import BundleEvaluation
     from edgevlm.measure.bundles import BundleBenchmark
     from edgevlm.measure.conditions import Conditions
     from edgevlm.measure.spec import Comparison, Measurement
+    from edgevlm.progress import Progress
+    from edgevlm.report.side_by_side import SideBySide
 
 
 @click.command("benchmark")
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for all; as compiled where left out.")
 @click.option("--rounds", type=click.IntRange(min=6), help="Turns that each takes at most; 40 where left out.")
+@click.option("--data", metavar="DATA", help="Judge the bundles on these pictures too, as `edgevlm evaluate` does.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Write the bundles side by side to FOLDER: side-by-side.html, .md and .json.")  # fmt: skip
 @device_option
 @output_options
 def benchmark_command(
-    bundles: tuple[Path, ...], threads: int | None, rounds: int | None, device: str | None, output: Output
+    bundles: tuple[Path, ...],
+    threads: int | None,
+    rounds: int | None,
+    data: str | None,
+    report: Path | None,
+    device: str | None,
+    output: Output,
 ) -> None:
     """Time bundles here or on a device, in turns, each in a process of its own; ratios are to the first.
 
@@ -31,9 +44,15 @@ def benchmark_command(
     Examples:
       edgevlm benchmark mobilenet-cpu/
       edgevlm benchmark float/ int8/ --threads 1 --json
+      edgevlm benchmark teacher/ student/ --data ./pictures --report side-by-side
       edgevlm benchmark float/ int8/ --device ssh://user@host
     """
     if device is not None:
+        if data is not None or report is not None:
+            raise UsageError(
+                "Bundles are judged and shown side by side on this machine, not on a device.",
+                hint="Leave --device out, or --data and --report.",
+            )
         from edgevlm.devices import open_device
         from edgevlm.devices.verbs import benchmark_on
 
@@ -45,10 +64,47 @@ def benchmark_command(
     from edgevlm.measure.bundles import benchmark_bundles
     from edgevlm.measure.protocol import ALL_STAY, with_rounds
 
+    if report is not None:
+        from edgevlm.extras import require_compile
+        from edgevlm.store import storing
+
+        require_compile("benchmark --report")
+        with storing(report):
+            report.mkdir(parents=True, exist_ok=True)
     protocol = with_rounds(ALL_STAY, rounds) if rounds else ALL_STAY
     with output.progress() as progress:
+        # What can be wrong with the data is known before minutes of timing.
+        evaluations = _judged(bundles, data, threads, progress) if data is not None else ()
         found = benchmark_bundles(*bundles, n_threads=threads, protocol=protocol, progress=progress)
-    output.value(found, lambda: benchmark_text(found))
+    if data is None and report is None:
+        output.value(found, lambda: benchmark_text(found))
+        return
+    from edgevlm.report.side_by_side import side_by_side, write_side_by_side
+
+    beside = side_by_side(found, evaluations)
+    pages = write_side_by_side(beside, report) if report is not None else ()
+    output.value(beside, lambda: "\n\n".join((benchmark_text(found), *_beside(beside, pages))))
+
+
+def _judged(
+    bundles: Sequence[Path], data: str, n_threads: int | None, progress: Progress
+) -> tuple[BundleEvaluation, ...]:
+    from edgevlm.evaluation.evaluation import evaluate_bundles
+    from edgevlm.progress import StepProgress, doing
+    from edgevlm.store import cache_root
+
+    def count(done: int, n: int) -> None:
+        progress(StepProgress("evaluate", done / n, f"{done}/{n} pictures"))
+
+    with doing("evaluate", f"{len(bundles)} on {data}", progress):
+        return evaluate_bundles(bundles, data, n_threads=n_threads, cache=cache_root() / "digests", count=count)
+
+
+def _beside(found: SideBySide, pages: Sequence[Path]) -> list[str]:
+    from edgevlm.cli.tables import block_text
+
+    blocks = [block_text(row[0], list(zip(found.header[1:], row[1:], strict=True))) for row in found.rows]
+    return [*blocks, *([f"Side by side  {pages[0]}"] if pages else [])]
 
 
 def benchmark_text(found: BundleBenchmark) -> str:

@@ -22,7 +22,12 @@ Examples:
 
 @click.command("distill", epilog=EXAMPLES)
 @click.option("--teacher", required=True, metavar="MODEL", help="The large model: a checkpoint, an ONNX file, ...")
-@click.option("--student", required=True, metavar="NAME", help="The small model, such as mobilevit-xxs.")
+@click.option(
+    "--student",
+    required=True,
+    metavar="NAME",
+    help="The small model, such as mobilevit-xxs, or a folder that this made.",
+)
 @click.option("--data", metavar="DATA", help="Pictures to train on: folders by class, unlabelled, a CSV, shapes, ...")
 @click.option("--eval-data", metavar="DATA", help="Pictures to judge on; 10 % of --data, held out, if left out.")
 @click.option("--recipe", default="logits", show_default=True, help="A recipe's name, or a path to a TOML file.")
@@ -36,7 +41,11 @@ Examples:
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures in a step, over all processes.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="At its highest.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="What the student computes in.")
-@click.option("--seed", type=int, help="Decides the student's first weights, the pictures' order and their crops.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Decides the student's first weights, the pictures' order and their crops.",
+)
 @click.option("--teacher-outputs", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Where the teacher's outputs lie, or are to lie; the cache folder if left out.")  # fmt: skip
 @click.option("--no-latency", is_flag=True, help="Do not count and time student and teacher before training.")

@@ -16,6 +16,7 @@ EXAMPLES = """\b
 Examples:
   edgevlm quantize ./mobilenet-v2 --qat --data ./pictures -o mobilenet-qat
   edgevlm quantize demo --qat --data shapes --weight-bits 4 -o demo-qat
+  edgevlm quantize ./student --qat --teacher ./vit --data ./pictures
   torchrun --nproc-per-node 4 -m edgevlm quantize ./vit --qat --data ./pictures
 """
 
@@ -42,8 +43,11 @@ Examples:
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-4, show_default=True,
               help="At its highest.")  # fmt: skip
 @click.option("--distill-share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Weight of the float model's answers; the labels have the rest.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides the order of the pictures.")
+              help="Weight of the teacher's answers, or the float model's; the labels have the rest.")  # fmt: skip
+@click.option("--teacher", metavar="MODEL", help="Learn this larger model's answers instead of the float model's.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the order of the pictures."
+)
 @click.option("--max-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True,
               help="Accuracy that the bundle may lose, as a fraction.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the bundle.")
@@ -70,6 +74,7 @@ def quantize_command(
     batch_size: int,
     learning_rate: float,
     distill_share: float,
+    teacher: str | None,
     seed: int,
     max_drop: float,
     threads: int | None,
@@ -110,6 +115,7 @@ def quantize_command(
                 distill_share=distill_share,
                 seed=seed,
             ),
+            teacher=teacher,
             max_drop=max_drop,
             threads=threads,
             is_bundled=not no_bundle,

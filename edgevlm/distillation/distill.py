@@ -29,7 +29,7 @@ from edgevlm.data.splits import MIN_PICTURES, hold_out
 from edgevlm.distillation.fitting import fit_student, take_scale, teachers_scale
 from edgevlm.distillation.pictures import TrainingPictures
 from edgevlm.distillation.recipe import Recipe, load_recipe
-from edgevlm.distillation.students import Student, load_student, refuse_task
+from edgevlm.distillation.students import STUDENTS, Student, load_student, refuse_task
 from edgevlm.distillation.students.facts import StudentBesideTeacher, StudentFacts
 from edgevlm.distillation.teacher_outputs import (
     StoredOutputs,
@@ -112,7 +112,7 @@ class Distilled(Spec, frozen=True, kw_only=True):
 def distill(
     teacher: str,
     *,
-    student: str,
+    student: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
     recipe: str | Recipe = "logits",
     output: str | os.PathLike[str] | None = None,
@@ -137,12 +137,13 @@ def distill(
 
     Args:
         teacher: as ``compile`` takes it.
-        student: a name in ``edgevlm.distillation.students.STUDENTS``.
+        student: a name in ``edgevlm.distillation.students.STUDENTS``, or the folder of one that this made: it learns
+            on.
         data: pictures to train on, labelled or not, as ``read_data_set`` takes them; ``shapes`` are generated.
         recipe: a built-in one's name, a TOML file, or the value itself.
         steps, batch_size, learning_rate, precision, seed: instead of the recipe's.
         eval_data: pictures to judge on; a part of ``data`` that training then never sees, where left out.
-        image_size: of the student's pictures; the teacher's own where left out.
+        image_size: of the student's pictures; where left out the teacher's own, or of a student that learns on its.
         teacher_outputs: where the teacher's outputs lie or are to lie; the cache folder where left out.
         is_timed: count and time the untrained student and the teacher before training.
     Raises:
@@ -154,7 +155,9 @@ def distill(
     from edgevlm.distillation.trainer import require_accelerate
 
     require_accelerate()
-    kind = load_student(student)
+    # A name is a name, whatever folder is called so.
+    earlier = None if os.fspath(student) in STUDENTS else _earlier(Path(student))
+    kind = load_student(earlier.distillation.student if earlier else os.fspath(student))
     asked = _with_options(
         load_recipe(recipe) if isinstance(recipe, str) else recipe,
         n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
@@ -165,7 +168,7 @@ def distill(
         teacher, task=task, card=card, revision=revision, labels=labels, trust_remote_code=trust_remote_code
     )
     refuse_task(kind, model)
-    destination = Path(output) if output is not None else Path(f"{model.name}-{student}")
+    destination = Path(output) if output is not None else Path(f"{model.name}-{kind.name}")
     _check_output(destination, overwrite=overwrite)
     train_on, held_out = _read_data(model, tuple(labels) or model.labels, data, eval_data)
     train_on = _as_many_as_are_seen(train_on, asked)
@@ -178,7 +181,8 @@ def distill(
             asked,
             train_on,
             held_out,
-            image_size=image_size,
+            earlier=earlier,
+            image_size=image_size or _own_size(earlier, model),
             outputs_folder=None if teacher_outputs is None else Path(teacher_outputs),
             state=state,
             destination=destination,
@@ -202,6 +206,7 @@ def _distill(
     train_on: DataSet,
     held_out: DataSet,
     *,
+    earlier: Distilled | None,
     image_size: int | None,
     outputs_folder: Path | None,
     state: Path,
@@ -214,10 +219,13 @@ def _distill(
 
     from edgevlm.distillation.judging import Judge
     from edgevlm.distillation.lessons import Lessons, texts_of
-    from edgevlm.distillation.trainer import gather_of, has_tensorboard, new_accelerator, seed_of, train
+    from edgevlm.distillation.trainer import has_tensorboard, new_accelerator, seed_of, train
     from edgevlm.training.checkpoint import identity_of
+    from edgevlm.training.memory import keep_memory
 
     accelerator = new_accelerator(recipe, state)
+    if accelerator.device.type == "cpu":
+        keep_memory()
     say = progress if accelerator.is_main_process else silent
     teacher = teacher_of(model, device="cpu" if accelerator.device.type == "cpu" else str(accelerator.device))
     texts, their_texts = texts_of(model, train_on), texts_of(model, held_out)
@@ -228,6 +236,7 @@ def _distill(
             kind,
             recipe,
             image_size,
+            earlier=earlier.folder if earlier else None,
             their_texts=their_texts,
             data=held_out,
             has_labels=train_on.has_labels,
@@ -284,14 +293,17 @@ def _distill(
 
     def loss(batch: Any, outputs: Mapping[str, Any]) -> Any:
         generator = torch.Generator().manual_seed(seed_of(recipe.seed))
-        return learner.loss(learner(batch, outputs, gather_of(accelerator), generator))
+        # Nothing is gathered: processes judge unequal shares of the pictures.
+        return learner.loss(learner(batch, outputs, lambda value: value, generator))
 
     scale = teachers_scale(teacher)
     del teacher  # it has said all that it has to say, and its memory is the student's
     judge = Judge(kind, lessons["held-out"], metric=ready.metric, needs=ready.metric_needs, loss=loss)
+    start = read_model(str(earlier.folder)).source.digest if earlier else ""
     identity = identity_of(
-        of_what, kind.name, msgspec.to_builtins(ready.image), msgspec.to_builtins(recipe), accelerator.num_processes,
-        str(torch.__version__), train_on.digest, held_out.digest,
+        of_what, kind.name, start, msgspec.to_builtins(ready.image), msgspec.to_builtins(recipe),
+        accelerator.num_processes, str(torch.__version__), train_on.digest, held_out.digest,
+        *([each.texts, each.of_picture.tolist()] for each in (texts, their_texts) if each is not None),
     )  # fmt: skip
     with doing("train", f"{recipe.n_steps} steps of {recipe.batch_size} pictures", say):
         trained = train(
@@ -307,6 +319,9 @@ def _distill(
     if not accelerator.is_main_process:
         return None
     notes = [*train_on.notes, *ready.notes, *take_scale(learner, scale)]
+    if earlier:
+        before = earlier.distillation
+        notes.append(f"Starts from a student that learned {before.n_steps} steps by '{before.recipe.name}'.")
     made = Distillation(
         teacher=model.source.asked,
         teacher_digest=model.source.digest,
@@ -351,6 +366,29 @@ def _with_options(recipe: Recipe, **options: Any) -> Recipe:
     except msgspec.ValidationError as error:
         raise UsageError(
             f"The recipe '{recipe.name}' cannot be changed so: {error}.", hint="See `edgevlm distill --help`."
+        ) from error
+
+
+def _own_size(earlier: Distilled | None, model: Model) -> int | None:
+    """Of a student's pictures that learns on; null where it sees what its teacher sees, which may be no square."""
+    if earlier is None:
+        return None
+    image, theirs = earlier.distillation.image, model.processing.image
+    return None if (image.height, image.width) == (theirs.height, theirs.width) else image.height
+
+
+def _earlier(folder: Path) -> Distilled | None:
+    """A student that was made here before; None where this is no such folder."""
+    try:
+        content = (folder / DISTILLATION_FILE).read_bytes()
+    except OSError:
+        return None
+    try:
+        return Distilled(folder=folder, distillation=from_json(content, Distillation))
+    except msgspec.MsgspecError as error:
+        raise DataError(
+            f"'{folder / DISTILLATION_FILE}' does not say which student this is: {error}.",
+            hint="Name a student, or a folder that `edgevlm distill` made.",
         ) from error
 
 
@@ -456,6 +494,8 @@ def _renamed(progress: Progress, name: str) -> Progress:
     def say(event: object) -> None:
         if isinstance(event, StepProgress):
             progress(StepProgress(name, event.fraction, event.detail))
+        elif isinstance(event, Note):
+            progress(event)
 
     return say
 
@@ -472,6 +512,8 @@ def _write(kind: Student, student: nn.Module, model: Model, made: Distillation, 
         kind.save(student, draft, model)
         write_spec(draft / DISTILLATION_FILE, made)
         shutil.copyfile(state / LOG_FILE, draft / LOG_FILE)
+        if (state / "tensorboard").is_dir():
+            shutil.copytree(state / "tensorboard", draft / "tensorboard")
         if destination.exists():
             shutil.rmtree(destination)
         draft.replace(destination)

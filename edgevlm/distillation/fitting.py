@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,10 +56,15 @@ def fit_student(
     recipe: Recipe,
     image_size: int | None,
     *,
+    earlier: Path | None,
     their_texts: Texts | None,
     data: DataSet,
     has_labels: bool,
 ) -> Pupil:
+    """The student for ``recipe``.
+
+    Args: earlier: a folder with weights to start from.
+    """
     import torch
 
     from edgevlm.distillation.judging import LOSS, choose_metric
@@ -71,7 +77,9 @@ def fit_student(
     student = kind.build(model, image_size=image_size, seed=recipe.seed, n_classes=n_classes)
     image = kind.processing(model, image_size)
     notes: list[str] = []
-    if recipe.inherits:
+    if earlier is not None:
+        _take_up(student, earlier)
+    elif recipe.inherits:
         if not isinstance(teacher, TorchTeacher):
             raise UsageError(
                 f"The recipe '{recipe.name}' starts from the teacher's layers, and '{model.name}' is an ONNX file.",
@@ -107,6 +115,25 @@ def fit_student(
         n_prompts=_N_PROMPTS if has_prompts else 0,
         notes=(*notes, *objectives.notes),
     )
+
+
+def _take_up(student: nn.Module, folder: Path) -> None:
+    """The weights of a student of this kind that learned before.
+
+    Raises: UsageError: it was taught for other classes, texts or sizes.
+    """
+    from edgevlm.families.loading import load_module
+    from edgevlm.ingest import read_model
+
+    try:
+        student.load_state_dict(load_module(read_model(str(folder))).state_dict())
+    except RuntimeError as error:
+        # torch's first line says whose weights they are, each further one what is wrong with one of them.
+        what = str(error).splitlines()[-1].strip()
+        raise UsageError(
+            f"The student in '{folder}' does not fit this teacher: {what}",
+            hint="Name a student that learned from this teacher, or one of the same classes, texts and sizes.",
+        ) from error
 
 
 def _decoder_of(student: nn.Module, teacher: Teacher, image: ImageProcessing) -> Decode | None:

@@ -69,7 +69,7 @@ class Recipe(Spec, frozen=True, kw_only=True):
     inherits: bool = False
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 100
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from edgevlm.distillation.exported_teacher import Ask, quick_outputs
 from edgevlm.distillation.pictures import AUGMENTATION_VERSION, Augmentation, TrainingPictures
 from edgevlm.distillation.teachers import Teacher, check_outputs, need_finite_outputs
 from edgevlm.errors import ModelError, StoreError
@@ -140,9 +141,9 @@ def compute_outputs(
         wait: returns when all processes have called it.
     Raises: StoreError: the folder holds other outputs, or cannot be written. ModelError: an output is not a number.
     """
-    if (folder / INDEX).is_file():
+    is_there = (folder / INDEX).is_file()
+    if is_there:
         check_index(read_index(folder), of, folder)
-        return
     picture_names = frozenset(of.names) - {*_TEXT_OUTPUTS}
     sizes = teacher.sizes()
     width = sum(_row_bytes(name, sizes[name], of.top_k) for name in picture_names)
@@ -150,26 +151,29 @@ def compute_outputs(
     step = rows_in_shard or max(1, min(_MOST_ROWS, _SHARD_BYTES // max(width, 1)))
     starts = range(0, n_rows, step)
     with storing(folder):
-        if process == 0:
+        if process == 0 and not is_there:
             _prepare_draft(folder, of, step)
         wait()
+        # Another run of the same may have finished meanwhile; whoever sees that still meets the others where they wait.
+        is_there = is_there or (folder / INDEX).is_file()
         mine = list(enumerate(starts))[process::n_processes]
-        started, n_made, n_found = time.monotonic(), 0, 0
-        for number, first in mine:
-            count = min(step, n_rows - first)
-            if _finished(folder / _name(number)) is not None:
-                n_found += 1
-                continue
-            tensors = _rows(teacher, pictures, range(first, first + count), picture_names, of.top_k)
-            _write_shard(folder / _name(number), tensors)
-            n_made += count
-            speed = n_made / max(time.monotonic() - started, 1e-9)
-            done = (first + count) / max(n_rows, 1)
-            progress(StepProgress("teach", done, f"{first + count}/{n_rows} rows, {speed:.0f} pictures/s"))
-        if process == 0 and of.texts and _finished(folder / TEXTS) is None:
+        left = [(n, first) for n, first in mine if not is_there and _finished(folder / _name(n)) is None]
+        with quick_outputs(
+            teacher, pictures, picture_names if left else frozenset(), n_rows=n_rows, progress=progress
+        ) as ask:
+            started, n_made = time.monotonic(), 0
+            for number, first in left:
+                count = min(step, n_rows - first)
+                tensors = _rows(teacher, ask, pictures, range(first, first + count), picture_names, of.top_k)
+                _write_shard(folder / _name(number), tensors)
+                n_made += count
+                speed = n_made / max(time.monotonic() - started, 1e-9)
+                done = (first + count) / max(n_rows, 1)
+                progress(StepProgress("teach", done, f"{first + count}/{n_rows} rows, {speed:.0f} pictures/s"))
+        if process == 0 and not is_there and of.texts and _finished(folder / TEXTS) is None:
             _write_shard(folder / TEXTS, _text_rows(teacher, texts, frozenset(of.names) & {*_TEXT_OUTPUTS}))
         wait()
-        if process == 0:
+        if process == 0 and not (folder / INDEX).is_file():
             _write_index(teacher, pictures, of, folder, starts, n_rows, n_texts=len(texts))
         wait()
 
@@ -280,12 +284,12 @@ def _row_bytes(name: str, size: tuple[int, ...], top_k: int) -> int:
 
 
 def _rows(
-    teacher: Teacher, pictures: TrainingPictures, rows: range, names: frozenset[str], top_k: int
+    teacher: Teacher, ask: Ask, pictures: TrainingPictures, rows: range, names: frozenset[str], top_k: int
 ) -> dict[str, Array]:
     parts: dict[str, list[Array]] = {}
     for start in range(0, len(rows), _PICTURES_IN_A_CALL):
         pixels = pictures.pixels(rows[start : start + _PICTURES_IN_A_CALL], teacher.processing.image)
-        found = teacher.outputs(pixels, names)
+        found = ask(pixels, names)
         need_finite_outputs(teacher, found)
         if top_k and top_k < found.get("logits", np.empty((1, 0))).shape[1]:
             found |= sparse_logits(found.pop("logits"), top_k)
@@ -405,7 +409,11 @@ def _write_index(
 ) -> None:
     def entry(name: str, first: int, count: int) -> ShardFile:
         file = folder / name
-        sha256 = _digest_file(file).read_text(encoding="ascii")
+        try:
+            sha256 = _digest_file(file).read_text(encoding="ascii")
+        except FileNotFoundError:  # another run of the same was done first, and tidied up
+            with file.open("rb") as opened:
+                sha256 = sha256_of(opened)
         return ShardFile(file=name, sha256=sha256, n_bytes=file.stat().st_size, first=first, n_rows=count)
 
     shards = tuple(entry(_name(number), first, min(starts.step, n_rows - first)) for number, first in enumerate(starts))

@@ -62,6 +62,11 @@ class Teacher(Protocol):
         ...
 
 
+def named(output: str) -> str:
+    """What a graph's output is called here."""
+    return _NAMES.get(output, output)
+
+
 def teacher_of(model: Model, *, device: str = "cpu") -> Teacher:
     """The teacher that ``model`` is.
 
@@ -113,7 +118,7 @@ class OnnxTeacher(_Base):
 
     def _all_outputs(self, pixel_values: Array) -> Arrays:
         found = self._session.run({self.processing.image.input_name: pixel_values})
-        return {_NAMES.get(name, name): value for name, value in found.items()}
+        return {named(name): value for name, value in found.items()}
 
 
 class TorchTeacher(_Base):
@@ -131,16 +136,25 @@ class TorchTeacher(_Base):
         self.module: Any = load_module(model) if device == "cpu" else self._family.load(model).to(device)
         self._tokenizer: Any = None
 
+    @property
+    def is_on_cpu(self) -> bool:
+        return self._device == "cpu"
+
+    @property
+    def n_threads(self) -> int:
+        """That it computes with on a CPU."""
+        return int(self._torch.get_num_threads())
+
     def _all_outputs(self, pixel_values: Array) -> Arrays:
         found: dict[str, Any] = {}
         with _Listening(self._tower("vision_model")) as heard:
-            for graph in self._picture_graphs():
+            for graph in self.picture_graphs():
                 found |= self._call(graph, pixel_values)
         hidden = heard.state if heard.state is not None else found.get("last_hidden_state")
-        named = {_NAMES.get(name, name): value for name, value in found.items() if name != "last_hidden_state"}
+        given = {named(name): value for name, value in found.items() if name != "last_hidden_state"}
         if hidden is not None and (features := self._map(hidden)) is not None:
-            named["image_features"] = features
-        return {name: value.float().cpu().numpy() for name, value in named.items()}
+            given["image_features"] = features
+        return {name: value.float().cpu().numpy() for name, value in given.items()}
 
     def text_outputs(self, texts: Sequence[str], names: frozenset[str]) -> Arrays:
         graph = next((graph for graph in self.model.graphs if graph.name == TEXT_ENCODER), None)
@@ -156,7 +170,8 @@ class TorchTeacher(_Base):
             found["text_features"] = heard.state
         return {name: value.float().cpu().numpy() for name, value in found.items() if name in names}
 
-    def _picture_graphs(self) -> tuple[Graph, ...]:
+    def picture_graphs(self) -> tuple[Graph, ...]:
+        """Those that a picture alone goes into."""
         alone = (self.processing.image.input_name,)
         return tuple(graph for graph in self.model.graphs if tuple(spec.name for spec in graph.inputs) == alone)
 

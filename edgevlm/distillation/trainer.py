@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -30,7 +29,7 @@ from edgevlm.errors import MissingToolError, ModelError, UsageError
 from edgevlm.progress import Note, Progress, StepProgress, silent
 from edgevlm.training.checkpoint import Checkpoint, write_tensors
 from edgevlm.training.log import Log, Speed
-from edgevlm.training.processes import must_use_cpu
+from edgevlm.training.processes import PATIENCE, must_use_cpu
 from edgevlm.training.schedule import batch_with_epochs, rate_at
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 LOG_FILE = "training.jsonl"
 _BEST_FILE = "best.safetensors"
 _BETAS = (0.9, 0.999)
-# The teacher's outputs are computed, and the student is timed, while the other processes wait for the first.
-_PATIENCE = timedelta(hours=24)
 
 T = TypeVar("T")
 Decode = Callable[[str, Tensor, Mapping[str, Tensor]], Outputs]
@@ -126,7 +123,7 @@ def new_accelerator(recipe: Recipe, folder: Path, *, cpu: bool = False) -> Any:
         # A term may leave a tower out: its parameters then have no gradient to wait for.
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(timeout=_PATIENCE),
+            InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
     n_parts = accelerator.num_processes * recipe.n_accumulated
@@ -200,6 +197,7 @@ def train(
             row: dict[str, Any] = {"step": step, "loss": state.loss, "terms": terms, "learning_rate": rate}
             if is_checked and judge is not None:
                 with _standing_in(learner.student, average):
+                    _agree(learner.student, accelerator)
                     state.judged(judge(learner.student, accelerator), n_done, is_higher_better=judge.is_higher_better)
                     if state.is_best and accelerator.is_main_process:
                         write_tensors(folder / _BEST_FILE, dict(_all(learner.student)), {"step": str(n_done)})
@@ -332,6 +330,13 @@ def _all(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights and buffers, each once: tied ones have one name."""
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def _agree(student: nn.Module, accelerator: Any) -> None:
+    """All processes judge the first one's student: batch norms follow each process's own pictures."""
+    if accelerator.num_processes > 1:
+        for _, value in _all(student):
+            torch.distributed.broadcast(value.data, src=0)
 
 
 def _floats(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

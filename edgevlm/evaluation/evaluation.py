@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,37 +238,73 @@ def evaluate_bundle(
         cache: a folder that keeps the pictures' digests.
     Raises:  DataError: the data set cannot be used. BundleError, MissingToolError: a bundle cannot.
     """
-    pipeline = Pipeline.load(path, n_threads=n_threads)
-    size = max(pipeline.processing.image.height, pipeline.processing.image.width)
+    paths = [path] if reference is None else [reference, path]
+    return evaluate_bundles(paths, source, n_threads=n_threads, cache=cache, count=count)[-1]
+
+
+def evaluate_bundles(
+    paths: Sequence[str | os.PathLike[str]],
+    source: str | os.PathLike[str],
+    *,
+    n_threads: int | None = None,
+    cache: Path | None = None,
+    count: Count | None = None,
+) -> tuple[BundleEvaluation, ...]:
+    """Judge bundles of one task on the same pictures, each once; all but the first with their drop from it.
+
+    Args: as ``evaluate_bundle``.
+    Raises: as ``evaluate_bundle``; data without labels needs a second bundle.
+    """
+    # Generated pictures are drawn at the size of the last, which is the one that is asked about.
+    pipelines = [Pipeline.load(path, n_threads=n_threads) for path in paths]
+    asked = pipelines[-1]
+    size = max(asked.processing.image.height, asked.processing.image.width)
     data = read_data_set(
-        source, labels=pipeline.labels, task=pipeline.task, cache=cache, count=count, shapes_size=min(size, 256)
+        source, labels=asked.labels, task=asked.task, cache=cache, count=count, shapes_size=min(size, 256)
     )
-    if not data.has_labels and reference is None:
+    if not data.has_labels and len(paths) == 1:
         raise DataError(
             f"'{data.name}' has no labels that the bundle knows, so there is nothing to judge its answers by.",
             hint="Pass a data set with labels, or a second bundle to compare the answers with.",
         )
-    against = None
-    if reference is not None:
-        against = _evaluate_bundled(Pipeline.load(reference, n_threads=n_threads), data, None, count)
-    evaluation = _evaluate_bundled(pipeline, data, against, count)
-    low, high = evaluation.interval()
-    manifest = pipeline.manifest
-    return BundleEvaluation(
-        bundle=os.fspath(path),
-        task=pipeline.task,
-        data=data.name,
-        digest=data.digest,
-        metric=evaluation.metric,
-        value=evaluation.value,
-        low=low,
-        high=high,
-        n=evaluation.n,
-        others=dict(evaluation.others),
-        notes=data.notes,
-        drop=compare_evaluations(evaluation, against) if against else None,
-        recorded=manifest.accuracy if manifest else None,
-    )
+    found: list[BundleEvaluation] = []
+    first: Evaluation | None = None
+    for path, pipeline in zip(paths, pipelines, strict=True):
+        _check_classes(path, pipeline, data, paths[-1], asked)
+        evaluation = _evaluate_bundled(pipeline, data, first, count)
+        low, high = evaluation.interval()
+        found.append(
+            BundleEvaluation(
+                bundle=os.fspath(path),
+                task=pipeline.task,
+                data=data.name,
+                digest=data.digest,
+                metric=evaluation.metric,
+                value=evaluation.value,
+                low=low,
+                high=high,
+                n=evaluation.n,
+                others=dict(evaluation.others),
+                notes=data.notes,
+                drop=compare_evaluations(evaluation, first) if first else None,
+                recorded=pipeline.manifest.accuracy if pipeline.manifest else None,
+            )
+        )
+        first = first or evaluation
+    return tuple(found)
+
+
+def _check_classes(
+    path: str | os.PathLike[str], pipeline: Pipeline, data: DataSet, asked_path: str | os.PathLike[str], asked: Pipeline
+) -> None:
+    """Raises: UsageError: the bundle answers with numbers that mean other classes than the data's."""
+    meant = asked.labels or (data.class_names if data.has_labels else ())
+    is_alike = bool(pipeline.labels) == bool(asked.labels) or data.has_labels
+    if not is_alike or (pipeline.labels and meant and tuple(pipeline.labels) != tuple(meant)):
+        raise UsageError(
+            f"The classes of '{os.fspath(path)}' are not those that '{os.fspath(asked_path)}' is judged by.",
+            hint="Compare bundles that were compiled for the same classes, in the same order (--labels).",
+        )
 
 
 def _evaluate_bundled(

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from edgevlm.data.data_set import Things
+from edgevlm.errors import UsageError
 from edgevlm.runtime.spec import Array
 from edgevlm.runtime.tasks.mask_generation import Masks as FoundMasks
 from edgevlm.runtime.tasks.mask_generation import mask_iou
@@ -250,15 +251,23 @@ class Embeddings:
         return np.array([result.embedding for result in results], dtype=np.float32)
 
     def judge(self, predictions: Array, *, labels: Array | None, reference: Array | None) -> Judgement:
-        cosine = centred_cosine(predictions, predictions if reference is None else reference)
+        theirs = predictions if reference is None else reference
+        is_comparable = predictions.shape == theirs.shape  # a smaller model's vectors may be shorter
+        cosine = centred_cosine(predictions, theirs) if is_comparable else None
         has_mate = _has_classmate(labels) if labels is not None else np.zeros(len(predictions), dtype=bool)
         if labels is None or has_mate.sum() < MIN_CLASSMATES:
+            if cosine is None:
+                raise UsageError(
+                    f"Answers of {list(predictions.shape[1:])} and {list(theirs.shape[1:])} values cannot be compared, "
+                    "and the pictures have no classes to judge either by.",
+                    hint="Pass pictures in folders by class.",
+                )
             return Judgement(metric=COSINE, scores=cosine, others={}, is_binary=False, is_relative=True)
         is_hit = labels[nearest_other(predictions)] == labels
         return Judgement(
             metric=NEAREST,
             scores=is_hit[has_mate].astype(np.float64),
-            others={} if reference is None else {COSINE: float(cosine.mean())},
+            others={} if reference is None or cosine is None else {COSINE: float(cosine.mean())},
             is_binary=True,
             is_relative=False,
         )

@@ -25,6 +25,7 @@ from edgevlm.families.clip import Clip
 # The image towers by their model type, and the picture sizes that each takes.
 VISION: Mapping[str, Sizes] = {
     "clip_vision_model": "interpolated",
+    "mobilenet_v2": "any",
     "mobilevit": "any",
     "mobilevitv2": "any",
     "vit": "interpolated",

@@ -23,7 +23,7 @@ from edgevlm.measure.operators import (
     with_shares,
 )
 from edgevlm.measure.work import count_macs
-from edgevlm.runtime.backends.openvino import OpenVino, import_openvino, session_settings
+from edgevlm.runtime.backends.openvino import OpenVino, for_one_row, import_openvino, session_settings
 
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8", "i32": "int32",
@@ -40,7 +40,10 @@ def profile(request: ProfileRequest) -> Profile:
     samples = run_for(lambda: plain.run(feeds), request)
     core = import_openvino().Core()
     settings = session_settings(request.session)
-    compiled = core.compile_model(core.read_model(str(file)), "CPU", {**settings, "PERF_COUNT": "YES"})
+    model = core.read_model(str(file))
+    is_single = all(value.shape[:1] == (1,) for value in feeds.values())
+    model = (for_one_row(model) if is_single else None) or model  # as the runtime runs it
+    compiled = core.compile_model(model, "CPU", {**settings, "PERF_COUNT": "YES"})
     counted = compiled.create_infer_request()
     counters: list[dict[tuple[str, str], tuple[str, float]]] = []
 

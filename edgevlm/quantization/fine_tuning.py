@@ -32,5 +32,5 @@ class Training(Spec, frozen=True, kw_only=True):
     observe_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     adapt_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     has_labels: bool = True

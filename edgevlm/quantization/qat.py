@@ -1,10 +1,13 @@
 """Quantization-aware training: fine-tune a model for its int8 form, export that form, and prove that it is the same.
 
 quantize_model()    what `edgevlm quantize` does, from the model to the bundle
-  _start()          float graph -> prepared -> quantized after training; the traced program with fake quantizers
-  train()           edgevlm.quantization.training
-  _finish()         the fine-tuned weights -> float graph -> prepared -> quantized with the learned ranges
-  prove_exported()  the trained program and the exported graph answer alike on pictures that training never saw
+  _read_data()      what to train on and what to judge on
+  _quantize()       float graph -> prepared -> quantized after training; the traced program with fake quantizers
+    of_teacher()    edgevlm.quantization.teaching: a larger model's answers, where one is named
+    train()         edgevlm.quantization.training
+                    the fine-tuned weights -> float graph -> prepared -> quantized with the learned ranges
+    prove_exported()  edgevlm.quantization.proving: on pictures that training never saw
+  compile_job()     edgevlm.compiler: the bundle, with the quantized graph as a candidate
 """
 
 from __future__ import annotations
@@ -30,14 +33,13 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import SHAPES, SHAPES_TRAINING_SEED, read_data_set
 from edgevlm.data.splits import hold_out
 from edgevlm.errors import DataError, GateError, MissingToolError, ModelError, UsageError, did_you_mean
-from edgevlm.evaluation.evaluation import Drop, Evaluation, compare_evaluations, evaluate
-from edgevlm.export import export_graph, graph_of, open_source, scoring_of, traced_program
+from edgevlm.evaluation.evaluation import Drop, compare_evaluations
+from edgevlm.export import export_graph, graph_of, open_source, traced_program
 from edgevlm.extras import require_compile, silence_telemetry
 from edgevlm.ingest import read_model
 from edgevlm.ingest.weights import combined_sha256, sha256_of
 from edgevlm.model import Model
-from edgevlm.plan import TEXT_ENCODER
-from edgevlm.progress import Progress, StepFinished, StepProgress, StepStarted, silent
+from edgevlm.progress import Note, Progress, StepFinished, StepProgress, StepStarted, silent
 from edgevlm.quantization.calibration import collect_ranges
 from edgevlm.quantization.fine_tuning import Training
 from edgevlm.quantization.graphs import fix_batch, schemes_of_graph
@@ -45,25 +47,15 @@ from edgevlm.quantization.placement import Placement, read_placement
 from edgevlm.quantization.post_training import Fusion
 from edgevlm.quantization.post_training import prepare as prepare_graph
 from edgevlm.quantization.post_training import quantize as quantize_graph
+from edgevlm.quantization.proving import Equality, Judge, open_graph, prove_exported
 from edgevlm.quantization.schemes import Scheme
-from edgevlm.runtime.backends import Session, load_backend
 from edgevlm.runtime.image import decode_image, preprocess
-from edgevlm.runtime.pipeline import Pipeline
-from edgevlm.runtime.spec import Array, Processing, Scoring, SessionOptions, Spec
-from edgevlm.runtime.tasks.zero_shot_image_classification import unit_rows
-from edgevlm.runtime.text import load_tokenizer, tokenize
+from edgevlm.runtime.spec import Array, Spec
 from edgevlm.store import cache_root, write_spec
 from edgevlm.target import load_target
 
 QUANTIZED_FOLDER = "quantized"
 QUANTIZATION_FILE = "quantization.json"
-
-# The exported graph must answer as the trained program on so many pictures, and be as right to within so much. What
-# keeps two correct ones apart: ONNX Runtime's fused kernels round in integers where the program rounds in floats,
-# which flips a value in a thousand after four layers of MobileNetV2 - as many as between ONNX Runtime with and without
-# its own fusions.
-MIN_AGREEMENT = 0.99
-MAX_DIFFERENCE = 0.005
 
 WEIGHTS = ("per-channel", "per-tensor")
 TRAINED_TASKS = ("image-classification", "zero-shot-image-classification", "image-feature-extraction")
@@ -72,34 +64,9 @@ _N_SHAPES_HELD_OUT = 1000
 _N_CALIBRATION = 100
 _N_EXPORT_SAMPLES = 5
 _HELD_OUT_SHARE = 0.3
-_TEXTS_IN_A_CALL = 32
-_VECTORS = "image-feature-extraction"
 # What a folder in Hugging Face's layout holds beside the weights.
 _KEPT = ("preprocessor_config.json", "processor_config.json", "tokenizer*.json", "special_tokens_map.json",
          "vocab.*", "merges.txt", "README.md", "LICENSE*", "*.py")  # fmt: skip
-
-
-class Equality(Spec, frozen=True, kw_only=True):
-    """The exported graph against the trained program, on pictures that training never saw.
-
-    Args:
-        agreement: share of the pictures with the same answer; for vectors the mean cosine.
-        trained, exported: the metric of either.
-        max_relative_error: of the first output, over all pictures.
-    """
-
-    n: int
-    agreement: float
-    min_agreement: float
-    metric: str
-    trained: float
-    exported: float
-    max_difference: float
-    max_relative_error: float
-
-    @property
-    def holds(self) -> bool:
-        return self.agreement >= self.min_agreement and abs(self.trained - self.exported) <= self.max_difference
 
 
 class Quantization(Spec, frozen=True, kw_only=True):
@@ -109,6 +76,7 @@ class Quantization(Spec, frozen=True, kw_only=True):
         graph: the one that was quantized.
         weights: in words, such as ``4 bits on an int8 grid, per tensor``.
         ranges_sha256: of every scale and zero point.
+        teacher: whose answers were learned beside the labels.
         post_training: how far the model quantized without training falls behind the float model.
         trained: how far the exported graph does, on the same pictures.
         tuned_float: how far the fine-tuned float weights do, unquantized.
@@ -123,6 +91,7 @@ class Quantization(Spec, frozen=True, kw_only=True):
     weights: str
     ranges_sha256: str
     training: Training
+    teacher: str = "the float model"
     n_training_pictures: int
     training_data: str
     held_out_data: str
@@ -168,6 +137,7 @@ def quantize_model(
     weights: str = "per-channel",
     weight_bits: int = 8,
     training: Training | None = None,
+    teacher: str | None = None,
     max_drop: float = 0.01,
     threads: int | None = None,
     is_bundled: bool = True,
@@ -184,6 +154,7 @@ def quantize_model(
         scheme: a scheme's name, or its group (``core``, ``all``, ``linear``, ``conv``); the most promising if left out.
         weights: ``per-channel`` or ``per-tensor``.
         weight_bits: 8, or fewer: then int8 weights of fewer levels, which are as fast and as large as int8.
+        teacher: a larger model whose answers are learned in place of the float model's, as ``compile`` takes it.
         is_bundled: also compile the float model with the quantized graph as a candidate.
     Raises:
         UsageError: without ``qat``, or of what cannot be trained. MissingToolError: accelerate is not installed.
@@ -241,6 +212,8 @@ def quantize_model(
         is_per_channel=weights == "per-channel",
         n_bits=weight_bits,
         training=training,
+        teacher=teacher,
+        trust_remote_code=trust_remote_code,
         progress=progress,
     )
     if quantization is None:  # a process that only helped
@@ -347,18 +320,24 @@ def _quantize(
     is_per_channel: bool,
     n_bits: int,
     training: Training,
+    teacher: str | None,
+    trust_remote_code: bool,
     progress: Progress,
 ) -> Quantization | None:
     """Everything up to the folder; None in a process that is not the main one."""
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     from edgevlm.quantization.fake_graph import fake_quantized, plain_module
-    from edgevlm.quantization.training import Texts, train
+    from edgevlm.quantization.teaching import Texts, of_program, of_teacher
+    from edgevlm.quantization.training import train
     from edgevlm.training.checkpoint import identity_of
-    from edgevlm.training.processes import must_use_cpu
+    from edgevlm.training.memory import keep_memory
+    from edgevlm.training.processes import PATIENCE, must_use_cpu
 
-    accelerator = Accelerator(cpu=must_use_cpu())
+    accelerator = Accelerator(cpu=must_use_cpu(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    if accelerator.device.type == "cpu":
+        keep_memory()
     say = progress if accelerator.is_main_process else silent
     graph = model.graphs[0].name
     state = destination.parent / f".{destination.name}.training"
@@ -377,14 +356,20 @@ def _quantize(
             placement = read_placement(file, plain, scheme)
             program = _on_device(traced_program(model, graph, samples), accelerator.device)
             student = fake_quantized(program, graph_of(model, graph), placement, scheme, prepared=file, n_bits=n_bits)
-            teacher = plain_module(program).to(accelerator.device)
+            lesson = of_program(plain_module(program).to(accelerator.device))
             if n_bits < 8:  # the quantizer itself knows no grid of fewer levels
                 quantize_graph(file, scheme, ranges=ranges, out=plain, overrides=student.overrides())
-            judge = _Judge(model, labels, held_out, work, graph)
+            judge = Judge(model, labels, held_out, work, graph)
+        if teacher is not None:
+            with _step("teach", f"{teacher} on {train_on.name}", say):
+                lesson = of_teacher(
+                    teacher, model, train_on, labels, size=_output_size(file), accelerator=accelerator,
+                    trust_remote_code=trust_remote_code, progress=_renamed(say, "teach"),
+                )  # fmt: skip
         identity = identity_of(
-            model.source.digest, train_on.digest, msgspec.to_builtins(scheme), n_bits, msgspec.to_builtins(training),
-            [sample.digest for sample in train_on.samples], list(labels), accelerator.num_processes,
-            str(torch.__version__), sorted(student.scales_in_words()),
+            model.source.digest, lesson.digest, train_on.digest, msgspec.to_builtins(scheme), n_bits,
+            msgspec.to_builtins(training), [sample.digest for sample in train_on.samples], list(labels),
+            accelerator.num_processes, str(torch.__version__), sorted(student.scales_in_words()),
         )  # fmt: skip
         scoring = judge.scoring
         texts = None
@@ -393,7 +378,7 @@ def _quantize(
         with _step("train", f"{training.n_steps} steps of {training.batch_size} pictures", say):
             train(
                 student,
-                teacher,
+                lesson,
                 train_on,
                 model.processing.image,
                 training,
@@ -420,7 +405,7 @@ def _quantize(
             _check_placement(read_placement(tuned_file, exported, scheme), placement)
         with _step("prove", f"on {len(held_out)} pictures that training never saw", say):
             reference = judge.evaluate(open_source(model, graph), None, say, "float")
-            proof, trained = prove_exported(judge, student, _open(exported), reference, say)
+            proof, trained = prove_exported(judge, student, open_graph(exported), reference, say)
             if not proof.holds:
                 raise GateError(
                     f"The exported graph does not answer as the trained model: {proof.agreement:.2%} of {proof.n} "
@@ -428,8 +413,8 @@ def _quantize(
                     f"{proof.trained:.2%}.",
                     hint="Report the model and this message; nothing was written.",
                 )
-            plainly = judge.evaluate(_open(plain), reference, say, "quantized after training")
-            unquantized = judge.evaluate(_open(tuned_file), reference, say, "fine-tuned float")
+            plainly = judge.evaluate(open_graph(plain), reference, say, "quantized after training")
+            unquantized = judge.evaluate(open_graph(tuned_file), reference, say, "fine-tuned float")
         quantization = Quantization(
             source=model.source.asked,
             model=model.source.digest,
@@ -438,6 +423,7 @@ def _quantize(
             weights=_weights_in_words(n_bits, is_per_channel=is_per_channel),
             ranges_sha256=combined_sha256(student.scales_in_words()),
             training=training,
+            teacher=lesson.name,
             n_training_pictures=len(train_on),
             training_data=train_on.name,
             held_out_data=held_out.name,
@@ -480,11 +466,24 @@ def _ranges(model: Model, data: DataSet, file: Path, scheme: Scheme, work: Path,
     feeds = ({name: preprocess(decode_image(sample.read()), image)[None]} for sample in data.samples[:_N_CALIBRATION])
     assert scheme.calibration is not None, "a static scheme"
 
+    return collect_ranges(file, feeds, scheme.calibration, work / "ranges.json", _renamed(progress, "prepare"))
+
+
+def _renamed(progress: Progress, name: str) -> Progress:
+    """How far a part is, told as the step's own progress."""
+
     def say(event: object) -> None:
         if isinstance(event, StepProgress):
-            progress(StepProgress("prepare", event.fraction, event.detail))
+            progress(StepProgress(name, event.fraction, event.detail))
+        elif isinstance(event, Note):
+            progress(event)
 
-    return collect_ranges(file, feeds, scheme.calibration, work / "ranges.json", say)
+    return say
+
+
+def _output_size(file: Path) -> tuple[int, ...]:
+    """Of a row of the graph's first output."""
+    return tuple(int(side) for side in open_graph(file).outputs[0].shape[1:])
 
 
 def _samples(model: Model, data: DataSet, n: int) -> dict[str, Array]:
@@ -567,118 +566,3 @@ def _place(made: Path, destination: Path) -> None:
         draft.replace(destination)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-# --- judging and proof ------------------------------------------------------------------------------------
-
-
-class _Judge:
-    """Runs sessions of the image graph through the runtime's own code, over the pictures that training never saw.
-
-    Args:
-        work: takes the labels' embeddings.
-    """
-
-    def __init__(self, model: Model, labels: tuple[str, ...], data: DataSet, work: Path, graph: str) -> None:
-        self.data = data
-        self.graph = graph
-        self.embeddings: Array | None = None
-        self.scoring: Scoring | None = None
-        self._model = model
-        self._labels = labels
-        self._work = work
-        if len(model.graphs) > 1 and labels:
-            self.embeddings = _label_embeddings(model, labels)
-            with (work / "label_embeddings.npy").open("wb") as opened:
-                np.save(opened, self.embeddings, allow_pickle=False)
-            scoring = scoring_of(model)
-            assert scoring is not None, "a model of two towers"
-            self.scoring = msgspec.structs.replace(scoring, label_embeddings="label_embeddings.npy")
-
-    def evaluate(
-        self, session: Session, reference: Evaluation | None, progress: Progress, what: str, *, batch: int = 64
-    ) -> Evaluation:
-        def count(done: int, n: int) -> None:
-            progress(StepProgress("prove", done / n, f"judging {what}: {done}/{n} pictures"))
-
-        pipeline = self._pipeline(session)
-        kept = cache_root() / "pixels"
-        return evaluate(pipeline, self.data, reference=reference, batch=batch, folder=kept, count=count)
-
-    def _pipeline(self, session: Session) -> Pipeline:
-        is_vector = len(self._model.graphs) > 1 and self.scoring is None
-        return Pipeline.from_parts(
-            task=_VECTORS if is_vector else self._model.task,
-            processing=Processing(image=self._model.processing.image),
-            sessions={"model" if is_vector else self.graph: session},
-            labels=self._labels,
-            scoring=self.scoring,
-            folder=self._work,
-        )
-
-
-def _label_embeddings(model: Model, labels: Sequence[str]) -> Array:
-    text = model.processing.text
-    assert text is not None, "a text tower comes with its processing"
-    session = open_source(model, TEXT_ENCODER)
-    tokenizer = load_tokenizer(Path(model.tokenizer_file), text)
-    prompts = [text.prompt_template.replace("{}", label) for label in labels]
-    rows = [
-        session.run(tokenize(prompts[i : i + _TEXTS_IN_A_CALL], tokenizer, text))["text_embeds"]
-        for i in range(0, len(prompts), _TEXTS_IN_A_CALL)
-    ]
-    return unit_rows(np.concatenate(rows)).astype(np.float32)
-
-
-class _Recorded:
-    """A session that remembers what it answered first."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.inputs = session.inputs
-        self.outputs = session.outputs
-        self.answers: list[Array] = []
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        answer = self._session.run(feeds)
-        self.answers.append(next(iter(answer.values())))
-        return answer
-
-
-def prove_exported(
-    judge: _Judge, trained: Session, exported: Session, reference: Evaluation, progress: Progress = silent
-) -> tuple[Equality, Evaluation]:
-    """Whether the exported graph answers as the trained program; and how well it answers.
-
-    Args:
-        reference: the float model's evaluation.
-    """
-    ours, theirs = _Recorded(trained), _Recorded(exported)
-    expected = judge.evaluate(ours, reference, progress, "the trained program")
-    got = judge.evaluate(theirs, reference, progress, "the exported graph")
-    wanted, found = np.concatenate(ours.answers), np.concatenate(theirs.answers)
-    largest = float(np.abs(wanted).max()) or 1.0
-    return (
-        Equality(
-            n=len(judge.data),
-            agreement=_agreement(expected.predictions, got.predictions),
-            min_agreement=MIN_AGREEMENT,
-            metric=got.metric,
-            trained=expected.value,
-            exported=got.value,
-            max_difference=MAX_DIFFERENCE,
-            max_relative_error=float(np.abs(wanted - found).max()) / largest,
-        ),
-        got,
-    )
-
-
-def _agreement(trained: Array, exported: Array) -> float:
-    if np.issubdtype(trained.dtype, np.integer):
-        return float((trained[:, 0] == exported[:, 0]).mean())
-    norms = np.linalg.norm(trained, axis=1) * np.linalg.norm(exported, axis=1)
-    return float(((trained * exported).sum(axis=1) / np.maximum(norms, 1e-30)).mean())
-
-
-def _open(file: Path) -> Session:
-    return load_backend("onnxruntime").open(file, SessionOptions())

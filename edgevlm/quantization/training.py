@@ -7,8 +7,7 @@ killed and started again ends with the same weights. Needs torch at import.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from edgevlm.errors import DataError, ModelError
 from edgevlm.progress import Progress, StepProgress, silent
 from edgevlm.quantization.fake_graph import FakeQuantized, trainable
 from edgevlm.quantization.fine_tuning import Training
+from edgevlm.quantization.teaching import Lesson, Texts
 from edgevlm.runtime.image import decode_image, preprocess
 from edgevlm.runtime.spec import Array, ImageProcessing
 from edgevlm.training.checkpoint import Checkpoint
@@ -32,18 +32,6 @@ from edgevlm.training.schedule import batch_of, rate_at
 # Preprocessed pictures are kept where they fit: reading photographs takes longer than a step of a small model.
 _KEEP_BYTES = 1 << 30
 _BETAS = (0.9, 0.999)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Texts:
-    """What an image tower's vectors are compared with: the labels' embeddings, of length 1.
-
-    Shapes: ``embeddings`` [number of labels, d].
-    """
-
-    embeddings: Tensor
-    scale: float
-    bias: float
 
 
 class Pictures:
@@ -78,7 +66,7 @@ class Pictures:
 
 def train(
     student: FakeQuantized,
-    teacher: Callable[[Tensor], Any],
+    lesson: Lesson,
     data: DataSet,
     image: ImageProcessing,
     training: Training,
@@ -93,7 +81,7 @@ def train(
     """Train ``student`` in place.
 
     Args:
-        teacher: the float program.
+        lesson: what the student is to answer.
         texts: of a two-tower model whose labels are known.
         is_classifier: the first output is logits.
         folder: takes ``checkpoint.safetensors`` and ``training.jsonl``; a training of the same ``identity`` that was
@@ -104,7 +92,7 @@ def train(
     """
     torch.manual_seed(training.seed)
     pictures = Pictures(data, image)
-    loss_of = Loss(training, texts=texts, is_classifier=is_classifier)
+    loss_of = Loss(training, texts=texts, their_texts=lesson.texts or texts, is_classifier=is_classifier)
     parameters = trainable(student.module)
     optimizer = torch.optim.AdamW(list(parameters.values()), betas=_BETAS, weight_decay=training.weight_decay)
     checkpoint = Checkpoint(folder, identity, student.module, optimizer)
@@ -121,9 +109,7 @@ def train(
         mine = batch_of(step, len(pictures), training)[accelerator.process_index :: accelerator.num_processes]
         pixels = pictures.rows(mine).to(accelerator.device)
         labels = pictures.labels[mine].to(accelerator.device)
-        with torch.no_grad():
-            expected = teacher(pixels)[0]
-        loss, n_right = loss_of(module(pixels)[0], expected, labels)
+        loss, n_right = loss_of(module(pixels)[0], lesson.answers(mine, pixels), labels)
         value = accelerator.reduce(loss.detach(), "mean").item()
         if not math.isfinite(value):
             raise ModelError(
@@ -160,19 +146,25 @@ def train(
 
 
 class Loss:
-    """Cross entropy by labels where there are any, and distance from the float model, weighed by ``distill_share``."""
+    """Cross entropy by labels where there are any, and distance from the teacher, weighed by ``distill_share``.
 
-    def __init__(self, training: Training, *, texts: Texts | None, is_classifier: bool) -> None:
-        self.metric = "right" if training.has_labels else "as float"
+    Args: their_texts: what the teacher's vectors are compared with; the student's own texts where left out.
+    """
+
+    def __init__(
+        self, training: Training, *, texts: Texts | None, is_classifier: bool, their_texts: Texts | None = None
+    ) -> None:
+        self.metric = "right" if training.has_labels else "as the teacher"
+        self._their_texts = their_texts or texts
         self._training = training
         self._texts = texts
         self._is_classifier = is_classifier
 
     def __call__(self, got: Tensor, expected: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """The loss, and how many pictures are right (without labels: answered as the float model answers)."""
+        """The loss, and how many pictures are right (without labels: answered as the teacher answers)."""
         if not self._is_classifier and self._texts is None:
             return self._of_vectors(got, expected)
-        scores, theirs = self._scores(got), self._scores(expected)
+        scores, theirs = self._scores(got, self._texts), self._scores(expected, self._their_texts)
         best = theirs.argmax(1)
         distance = functional.kl_div(
             functional.log_softmax(scores, 1), functional.log_softmax(theirs, 1), reduction="batchmean", log_target=True
@@ -183,11 +175,11 @@ class Loss:
         loss = share * distance + (1 - share) * functional.cross_entropy(scores, labels)
         return loss, int((scores.argmax(1) == labels).sum())
 
-    def _scores(self, outputs: Tensor) -> Tensor:
-        if self._texts is None:
+    def _scores(self, outputs: Tensor, texts: Texts | None) -> Tensor:
+        if texts is None:
             return outputs
-        texts = self._texts.embeddings.to(outputs.device)
-        return self._texts.scale * functional.normalize(outputs, dim=-1) @ texts.T + self._texts.bias
+        embeddings = texts.embeddings.to(outputs.device)
+        return texts.scale * functional.normalize(outputs, dim=-1) @ embeddings.T + texts.bias
 
     def _of_vectors(self, got: Tensor, expected: Tensor) -> tuple[Tensor, int]:
         """Squared distance of the directions; a picture counts as answered alike within a cosine of 0.99."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgevlm.errors import StoreError
 from edgevlm.report import facts, notation
 from edgevlm.report.markdown import table as markdown_table
 from edgevlm.report.markdown import text as escaped
+from edgevlm.report.pages import Page, PageRow, write_page
 from edgevlm.report.spec import Report, ShippedForm
 from edgevlm.runtime.spec import Spec, to_json
 
@@ -62,22 +62,18 @@ def write_overview(overview: Overview, directory: Path) -> tuple[Path, ...]:
 
     Raises: StoreError: the directory cannot be written.
     """
-    from edgevlm.report.html import templates
-
-    page = templates().get_template("targets.html.j2").render(overview=overview, header=HEADER)
-    texts = {"html": page, "md": markdown_of(overview), "json": to_json(overview).decode()}
-    paths = []
-    try:
-        for suffix, content in texts.items():
-            path = directory / f"targets.{suffix}"
-            path.write_text(content, encoding="utf-8", newline="\n")
-            paths.append(path)
-    except OSError as error:
-        raise StoreError(
-            f"The overview cannot be written to {directory}: {error.strerror or error}.",
-            hint="Give a directory that can be written and has space.",
-        ) from error
-    return tuple(paths)
+    page = Page(
+        title=f"{overview.model}, target by target",
+        over=notation.count(len(overview.targets), "target"),
+        verdict="Speed is claimed only where it was measured; each bundle's own report says more.",
+        caption="Targets with status, what ships, size, accuracy, what was verified and what was not",
+        header=HEADER,
+        rows=tuple(
+            PageRow(link=f"{row.bundle}/report/report.html" if row.bundle else "", cells=row.cells())
+            for row in overview.targets
+        ),
+    )
+    return write_page(page, markdown_of(overview), to_json(overview).decode(), directory, "targets")
 
 
 def markdown_of(overview: Overview) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for one that computes a teacher's outputs, or measures, while they have nothing to do."""
 
 
 def must_use_cpu() -> bool:

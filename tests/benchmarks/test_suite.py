@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from benchmarks.suite import environments, making
-from benchmarks.suite.__main__ import main
+from benchmarks.suite.__main__ import main, slug
 from benchmarks.suite.cases import CASES
 from benchmarks.suite.making import make
 from benchmarks.suite.remote import RemoteSession, named_as
@@ -185,6 +185,11 @@ def test_cases_write_files_of_their_own() -> None:
     assert len({case.key for case in CASES}) == len(CASES)
 
 
+def test_a_processor_has_a_folder() -> None:
+    assert slug("Intel(R) Xeon(R) Processor") == "intel-xeon-processor"
+    assert slug("AMD EPYC") == "amd-epyc"
+
+
 @pytest.mark.slow
 def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a random model to the table: edgevlm, float and two rivals in turns."""
@@ -192,7 +197,8 @@ def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--quick", "--threads", "1", "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    result = from_json((tmp_path / "suite" / "quick.json").read_bytes(), CaseResult)
+    (written,) = (tmp_path / "suite").glob("*/quick.json")
+    result = from_json(written.read_bytes(), CaseResult)
     assert [each.failure for each in result.rivals] == [None] * 3
     (found,) = result.threads
     assert found.ours.judged is not None and found.ours.judged.is_within

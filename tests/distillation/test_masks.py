@@ -18,6 +18,7 @@ from edgevlm.distillation.lessons import Lessons  # noqa: E402
 from edgevlm.distillation.pictures import TrainingPictures  # noqa: E402
 from edgevlm.distillation.recipe import Recipe, Term  # noqa: E402
 from edgevlm.distillation.students import STUDENTS, tiny_vit_sam  # noqa: E402
+from edgevlm.errors import DataError, UsageError  # noqa: E402
 from edgevlm.ingest import read_model  # noqa: E402
 from tests.distillation.test_distill import rows_of  # noqa: E402
 from tests.families.checkpoints import checkpoint, write_checkpoint  # noqa: E402
@@ -52,10 +53,13 @@ def small_student(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(STUDENTS, SMALL, "edgevlm.distillation.students.tiny_vit_sam:SMALL")
 
 
-def learn(teacher: str, pictures: Path, out: Path, *terms: Term) -> Any:
-    recipe = Recipe(name="masks", terms=terms, n_steps=3, batch_size=4, augmentation="none")
+def learn(
+    teacher: str, pictures: Path, out: Path, *terms: Term, student: str | Path = SMALL, rate: float = 1e-3
+) -> Any:
+    recipe = Recipe(name="masks", terms=terms, n_steps=3, batch_size=4, learning_rate=rate, augmentation="none")
     # The teacher cuts 64 pixels into patches of 8, the student 128 into patches of 16: the same 8 x 8 places.
-    return distill(teacher, student=SMALL, data=pictures, recipe=recipe, output=out, image_size=128, is_timed=False)
+    size = 128 if student == SMALL else None
+    return distill(teacher, student=student, data=pictures, recipe=recipe, output=out, image_size=size, is_timed=False)
 
 
 def test_an_encoder_learns_the_teachers_embeddings(teacher: str, pictures: Path, tmp_path: Path) -> None:
@@ -91,3 +95,36 @@ def test_prompts_follow_from_the_row(teacher: str, pictures: Path) -> None:
     assert torch.equal(one["input_points"][1], other["input_points"][0])
     image = model.processing.image
     assert bool((one["input_points"] >= 0).all()) and float(one["input_points"].max()) <= max(image.height, image.width)
+
+
+def test_a_student_learns_on(teacher: str, pictures: Path, tmp_path: Path) -> None:
+    first = learn(teacher, pictures, tmp_path / "first", Term(objective="encoder"))
+    terms = (Term(objective="prompts"), Term(objective="encoder"))
+    second = learn(teacher, pictures, tmp_path / "second", *terms, student=first.folder, rate=1e-9)
+    assert second.distillation.image.height == 128 and second.distillation.student == SMALL
+    assert "Starts from a student that learned 3 steps by 'masks'." in second.distillation.notes
+    from safetensors.torch import load_file
+
+    before, after = (load_file(made.folder / "model.safetensors") for made in (first, second))
+    assert before.keys() == after.keys()
+    name = next(name for name in before if "vision_encoder" in name and name.endswith("weight"))
+    torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
+
+
+def test_a_students_name_is_no_folder(
+    teacher: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier run was told to write under the student's own name does not stand for the student."""
+    monkeypatch.chdir(tmp_path)
+    learn(teacher, pictures, tmp_path / SMALL, Term(objective="encoder"))
+    again = learn(teacher, pictures, tmp_path / "again", Term(objective="encoder"))
+    assert not any("Starts from" in note for note in again.distillation.notes)
+
+
+def test_a_student_of_something_else_does_not_learn_on(teacher: str, pictures: Path, tmp_path: Path) -> None:
+    first = learn(teacher, pictures, tmp_path / "first", Term(objective="encoder"))
+    with pytest.raises(UsageError, match="'small-sam' cannot learn zero-shot-image-classification"):
+        distill("demo", student=first.folder, data="shapes", recipe="features", output=tmp_path / "second")
+    (first.folder / "distillation.json").write_text("{}")
+    with pytest.raises(DataError, match=r"does not say which student this is: .*teacher"):
+        learn(teacher, pictures, tmp_path / "second", Term(objective="encoder"), student=first.folder)

@@ -12,7 +12,7 @@ import pytest
 from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import read_data_set
 from edgevlm.errors import DataError, UsageError
-from edgevlm.evaluation.evaluation import compare_evaluations, evaluate, evaluate_bundle
+from edgevlm.evaluation.evaluation import compare_evaluations, evaluate, evaluate_bundle, evaluate_bundles
 from edgevlm.evaluation.metrics import AGREEMENT, COSINE, NEAREST, TOP_1
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.pipeline import Pipeline
@@ -293,3 +293,33 @@ def test_resnets_on_cifar10_equal_a_plain_loop(assets: Path, tmp_path: Path) -> 
     assert drop.value == pytest.approx(found["56"].value - found["20"].value)
     assert drop.low < drop.value < drop.high
     assert len(list(tmp_path.iterdir())) == 1, "one set of pixels serves both"
+
+
+def relabelled(bundle: Path, *labels: str) -> Path:
+    """The bundle with other names for its classes."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["labels"] = list(labels)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+def test_bundles_of_other_classes_are_not_compared(tmp_path: Path) -> None:
+    colors(tmp_path / "data")
+    first, second = (make_bundle(tmp_path / name) for name in ("first", "second"))
+    both = evaluate_bundles([first, second], tmp_path / "data")
+    assert [each.value for each in both] == [1.0, 1.0] and both[0].drop is None and both[1].drop is not None
+    relabelled(first, "blue", "green", "red")
+    with pytest.raises(UsageError, match=r"The classes of '.*first' are not those that '.*second' is judged by"):
+        evaluate_bundles([first, second], tmp_path / "data")
+
+
+def test_vectors_of_another_length_are_judged_by_classes_alone(tmp_path: Path) -> None:
+    data = colors(tmp_path / "data")
+    longer = evaluate(extractor(lambda pixels: np.repeat(mean_color(pixels), 2, axis=1)), data)
+    found = evaluate(extractor(mean_color), data, reference=longer)
+    assert found.metric == longer.metric == NEAREST and COSINE not in found.others
+    assert compare_evaluations(found, longer).value == 0
+    bare = unlabelled(data)
+    reference = evaluate(extractor(lambda pixels: np.repeat(mean_color(pixels), 2, axis=1)), bare)
+    with pytest.raises(UsageError, match=r"Answers of \[3\] and \[6\] values cannot be compared"):
+        evaluate(extractor(mean_color), bare, reference=reference)

@@ -16,7 +16,7 @@ from edgevlm.measure.interleave import compare
 from edgevlm.measure.protocol import ALL_STAY
 from edgevlm.measure.spec import Comparison
 from tests.measure.fakes import ENVIRONMENT, FakeMachine, noisy, subject
-from tests.runtime.tiny import make_bundle
+from tests.runtime.tiny import make_bundle, picture
 
 
 def found(machine: FakeMachine, *, batch: int = 1) -> BundleBenchmark:
@@ -106,3 +106,31 @@ def test_json_holds_the_raw_samples(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_fewer_rounds_than_a_verdict_needs_are_refused(capsys: pytest.CaptureFixture[str]):
     assert exit_code_of(["benchmark", "anything", "--rounds", "5"]) == 2
     assert "6" in capsys.readouterr().err
+
+
+def test_bundles_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("jinja2", reason="pages need the compile side")
+    teacher, student = (make_bundle(tmp_path / name) for name in ("teacher", "student"))
+    for colour in ("red", "green", "blue"):
+        (tmp_path / "pictures" / colour).mkdir(parents=True)
+        for i, size in enumerate(((24, 16), (16, 24))):
+            picture(colour, size).save(tmp_path / "pictures" / colour / f"{i}.png")
+    command = ["benchmark", str(teacher), str(student), "--rounds", "6", "--data", str(tmp_path / "pictures"), "-q"]
+    assert exit_code_of([*command, "--report", str(tmp_path / "out" / "here")]) == 0
+    out = capsys.readouterr().out
+    assert "÷ first [95 %]" in out and f"Side by side  {tmp_path / 'out' / 'here' / 'side-by-side.html'}" in out
+    value = json.loads((tmp_path / "out" / "here" / "side-by-side.json").read_text())
+    first, second = (dict(zip(value["header"], row, strict=True)) for row in value["rows"])
+    assert first["bundle"].startswith(str(teacher)) and second["bundle"].startswith(str(student))
+    assert second["top-1 [95 %]"].startswith("100") and first["drop from the first [95 %]"] == "–"
+    assert second["drop from the first [95 %]"].startswith("0.0"), second
+    assert float(first["end to end, ms"]) > 0 and re.match(r"[\d.]+ \[", second["× the first, end to end"])
+    assert [each["n"] for each in value["evaluations"]] == [6, 6]
+    for suffix in ("md", "html"):
+        page = (tmp_path / "out" / "here" / f"side-by-side.{suffix}").read_text()
+        assert "2 bundles for image-classification" in page and "6 pictures" in page
+
+
+def test_a_device_does_not_judge(capsys: pytest.CaptureFixture[str]):
+    assert exit_code_of(["benchmark", "a", "--data", "shapes", "--device", "ssh://nobody@nowhere"]) == 2
+    assert "not on a device" in capsys.readouterr().err

@@ -28,11 +28,12 @@ from edgevlm.export import graph_of, open_source, traced_program  # noqa: E402
 from edgevlm.ingest import read_model  # noqa: E402
 from edgevlm.model import Model  # noqa: E402
 from edgevlm.progress import Event, StepProgress, silent  # noqa: E402
-from edgevlm.quantization import qat  # noqa: E402
+from edgevlm.quantization import proving, qat  # noqa: E402
 from edgevlm.quantization.fake_graph import FakeQuantized, fake_quantized, plain_module  # noqa: E402
 from edgevlm.quantization.fine_tuning import Training  # noqa: E402
 from edgevlm.quantization.placement import Placement, read_placement  # noqa: E402
 from edgevlm.quantization.schemes import Scheme  # noqa: E402
+from edgevlm.quantization.teaching import of_program  # noqa: E402
 from edgevlm.quantization.training import batch_of, rate_at, train  # noqa: E402
 from tests.quantization.tiny_qat import LABELS, write_pictures  # noqa: E402
 
@@ -102,7 +103,7 @@ def fine_tune(start: Start, folder: Path, *, stop_after: int | None = None) -> d
 
     train(
         student,
-        plain_module(start.program),
+        of_program(plain_module(start.program)),
         start.train_on,
         start.model.processing.image,
         TRAINING,
@@ -167,10 +168,10 @@ def exported(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fa
     return student, file
 
 
-def prove(start: Start, student: FakeQuantized, file: Path, folder: Path) -> qat.Equality:
-    judge = qat._Judge(start.model, LABELS, start.held_out, folder, "model")
+def prove(start: Start, student: FakeQuantized, file: Path, folder: Path) -> proving.Equality:
+    judge = proving.Judge(start.model, LABELS, start.held_out, folder, "model")
     reference = judge.evaluate(open_source(start.model, "model"), None, silent, "float")
-    return qat.prove_exported(judge, student, qat._open(file), reference)[0]
+    return proving.prove_exported(judge, student, proving.open_graph(file), reference)[0]
 
 
 def test_the_exported_graph_is_the_program(start: Start, exported: tuple[FakeQuantized, Path], tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgevlm.errors import BundleError, MissingToolError, ModelError
@@ -47,47 +48,54 @@ class OpenVino:
         ov = import_openvino()
         try:
             core = ov.Core()
-            model = core.read_model(str(file))
-            compiled = core.compile_model(model, "CPU", session_settings(options))
+            settings = session_settings(options)
+            return OpenVinoSession(
+                ov, core.read_model(str(file)), lambda model: core.compile_model(model, "CPU", settings)
+            )
         except Exception as error:  # openvino raises RuntimeError, TypeError and classes of its own
             raise BundleError(
                 f"OpenVINO {self.version()} refuses '{file.name}': {words_of(error)}.",
                 hint="Check that this OpenVINO is at least the version the bundle names (edgevlm inspect).",
             ) from error
-        return OpenVinoSession(ov, model, compiled)
 
 
 class OpenVinoSession:
-    """One request, made once and used again: to make one takes longer than to run a small graph."""
+    """A graph, compiled for one row where its batch is free, and for any number once another is asked for.
 
-    def __init__(self, ov: Any, model: Any, compiled: Any) -> None:
+    Where shapes are known OpenVINO plans memory and kernels ahead: CLIP ViT-B/32's text tower in int8 took 13 % longer
+    for a text of 8 tokens with its batch left free.
+    """
+
+    def __init__(self, ov: Any, model: Any, compile_model: Callable[[Any], Any]) -> None:
         names = _dimension_names(model)
         self.inputs = tuple(_tensor_spec(port, names) for port in model.inputs)
         self.outputs = tuple(_tensor_spec(port, names) for port in model.outputs)
         self._tensor = ov.Tensor
-        self._request = compiled.create_infer_request()
-        self._fed: list[Any] = []
-        self._answers = [_Answer(spec) for spec in self.outputs]
+        self._model = model
+        self._compile = compile_model
+        self._single = for_one_row(model)
+        self._plans: dict[bool, _Plan] = {}
+        self._plan(is_single=self._single is not None)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         self._check(feeds)
         # The request reads the caller's memory and does not keep it alive.
-        self._fed = [
-            self._tensor(np.require(feeds[spec.name], requirements=("C", "W")), shared_memory=True)
-            for spec in self.inputs
-        ]
+        values = [np.require(feeds[spec.name], requirements=("C", "W")) for spec in self.inputs]
+        is_single = self._single is not None and all(value.shape[:1] == (1,) for value in values)
         try:
-            for index, tensor in enumerate(self._fed):
-                self._request.set_input_tensor(index, tensor)
-            for index, answer in enumerate(self._answers):
-                answer.make_room(self._request, index, self._tensor)
-            self._request.infer(share_outputs=True)
+            return self._plan(is_single=is_single).run([self._tensor(value, shared_memory=True) for value in values])
         except Exception as error:  # openvino raises RuntimeError and classes of its own
             raise ModelError(f"OpenVINO could not run the graph: {words_of(error)}.") from error
-        return {
-            spec.name: answer.take(self._request, i)
-            for i, (spec, answer) in enumerate(zip(self.outputs, self._answers, strict=True))
-        }
+
+    def _plan(self, *, is_single: bool) -> _Plan:
+        if is_single not in self._plans:
+            compiled = self._compile(self._single if is_single else self._model)
+            shapes = [[1, *spec.shape[1:]] if is_single else spec.shape for spec in self.outputs]
+            specs = [
+                msgspec.structs.replace(spec, shape=shape) for spec, shape in zip(self.outputs, shapes, strict=True)
+            ]
+            self._plans[is_single] = _Plan(compiled, specs, self._tensor)
+        return self._plans[is_single]
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         """OpenVINO runs on what an input held before where it is not fed, and casts what has another type."""
@@ -97,6 +105,43 @@ class OpenVinoSession:
             raise ModelError(
                 f"OpenVINO could not run the graph: it takes {_listed(taken)}, but was given {_listed(given)}."
             )
+
+
+class _Plan:
+    """A compiled graph with one request, which is used again: to make one takes longer than to run a small graph."""
+
+    def __init__(self, compiled: Any, outputs: Sequence[TensorSpec], tensor: Any) -> None:
+        self._outputs = outputs
+        self._tensor = tensor
+        self._request = compiled.create_infer_request()
+        self._fed: list[Any] = []
+        self._answers = [_Answer(spec) for spec in outputs]
+
+    def run(self, tensors: list[Any]) -> dict[str, Array]:
+        self._fed = tensors
+        for index, tensor in enumerate(tensors):
+            self._request.set_input_tensor(index, tensor)
+        for index, answer in enumerate(self._answers):
+            answer.make_room(self._request, index, self._tensor)
+        self._request.infer(share_outputs=True)
+        return {
+            spec.name: answer.take(self._request, i)
+            for i, (spec, answer) in enumerate(zip(self._outputs, self._answers, strict=True))
+        }
+
+
+def for_one_row(model: Any) -> Any:
+    """A copy of a model that takes one row; None where its batch is not all that is free, or nothing is."""
+    shapes = [list(port.partial_shape) for port in (*model.inputs, *model.outputs)]
+    is_free = all(shape and shape[0].is_dynamic for shape in shapes)
+    if not is_free or any(size.is_dynamic for shape in shapes for size in shape[1:]):
+        return None
+    single = model.clone()
+    try:
+        single.reshape({i: [1, *list(port.partial_shape)[1:]] for i, port in enumerate(model.inputs)})
+    except Exception:  # an operator in it that only a free batch suits
+        return None
+    return single
 
 
 class _Answer:

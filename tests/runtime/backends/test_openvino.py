@@ -210,3 +210,25 @@ def test_nothing_is_reported_home_and_the_module_that_would_do_it_stays_usable()
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@needs_openvino
+def test_one_row_has_a_plan_of_its_own_and_any_number_another(tmp_path: Path):
+    session = OpenVino().open(save_image(tmp_path / "model.onnx"), ONE)
+    rows = np.random.default_rng(0).random((3, 3, tiny.SIZE, tiny.SIZE), dtype=np.float32)
+    assert list(session._plans) == [True], "most pictures come alone"
+    first = session.run({"pixel_values": rows[:1]})["logits"]
+    assert list(session._plans) == [True] and first.shape == (1, 3)
+    whole = session.run({"pixel_values": rows})["logits"]
+    assert sorted(session._plans) == [False, True] and whole.shape == (3, 3)
+    np.testing.assert_allclose(first, whole[:1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(session.run({"pixel_values": rows[:1]})["logits"], first)
+    assert session.inputs[0].shape[0] == session.outputs[0].shape[0] != 1, "what it takes is still free"
+
+
+@needs_openvino
+def test_where_more_than_the_batch_is_free_there_is_one_plan(tmp_path: Path):
+    session = OpenVino().open(save_two_outputs(tmp_path / "model.onnx"), ONE)
+    session.run({"input_ids": ids(1, 4)})
+    session.run({"input_ids": ids(2, 3)})
+    assert list(session._plans) == [False]

@@ -1,0 +1,167 @@
+"""What a teacher is worth to a small student, study by study.
+
+    python -m benchmarks.distillation classifier --assets ../shared/assets
+    python -m benchmarks.distillation photographs --assets ../shared/assets
+    python -m benchmarks.distillation two-towers
+    python -m benchmarks.distillation sam
+
+Each arm of a study trains the same student on the same pictures; only what it learns from differs. Students are judged
+on pictures that no arm trained on. A training that is stopped goes on where it was, and what is finished is not made
+again, so that a study can take several sittings. Results go to ``results/distillation/``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+import edgevlm
+from benchmarks.distillation.judging import Answers, answers_of, judge
+from benchmarks.distillation.spec import Arm, Run, Study, StudyResult
+from benchmarks.distillation.studies import STUDIES
+from benchmarks.distillation.table import table
+from benchmarks.suite.environments import default_folder
+from edgevlm.cli.progress import shown_progress
+from edgevlm.data.data_set import DataSet
+from edgevlm.data.readers import read_data_set
+from edgevlm.distillation.distill import DISTILLATION_FILE, Distillation
+from edgevlm.distillation.students.facts import StudentBesideTeacher
+from edgevlm.distillation.teachers import TorchTeacher, teacher_of
+from edgevlm.extras import tool_versions
+from edgevlm.families import MASKS
+from edgevlm.ingest import read_model
+from edgevlm.runtime.machine import describe_machine
+from edgevlm.runtime.spec import from_json
+
+RESULTS = Path(__file__).parents[1] / "results" / "distillation"
+N_SEEDS = 3
+_LARGEST_SHAPE = 256
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(STUDIES)))
+@click.option("--assets", type=click.Path(path_type=Path), default=Path("../shared/assets"), show_default=True)
+@click.option("--seeds", default=N_SEEDS, show_default=True)
+@click.option("--steps", type=int, help="Instead of the study's own: for a smoke test.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where students and checkpoints are kept.")
+@click.option("--results", type=click.Path(path_type=Path), help="Where they are written; those of --steps in WORK.")
+def main(name: str, assets: Path, seeds: int, steps: int | None, work: Path | None, results: Path | None) -> None:
+    """Run a study, or what is left of it."""
+    work = (work or default_folder() / "distillation") / (name if steps is None else f"{name}-{steps}")
+    work.mkdir(parents=True, exist_ok=True)
+    results = results or (RESULTS if steps is None else work)
+    study = STUDIES[name](assets, work, steps)
+    teacher = TorchTeacher(read_model(study.teacher))
+    image = teacher.processing.image
+    unseen = read_data_set(
+        study.unseen,
+        labels=teacher.model.labels,
+        task=teacher.model.task,
+        n_shapes=study.n_unseen,
+        shapes_size=min(_LARGEST_SHAPE, max(image.height, image.width)),
+    )
+    expected = {} if teacher.model.task == MASKS else answers_of(teacher, unseen)
+    of_teacher = judge(teacher, unseen, expected)
+    click.echo(f"teacher: {_in_words(of_teacher)}")
+    runs: list[Run] = []
+    facts: StudentBesideTeacher | None = None
+    # One seed of every arm before the next: a study that is cut short still compares.
+    for seed in range(seeds):
+        for arm in study.arms:
+            run, known = _run(study, arm, seed, work, unseen, expected)
+            runs.append(run)
+            facts = facts or known
+            click.echo(f"{arm.name}, seed {seed}: {_in_words(run.metrics)}")
+            result = _result(study, runs, facts, teacher, len(unseen), of_teacher)
+            _write(results, result)
+    click.echo(table(result))
+
+
+def _run(
+    study: Study, arm: Arm, seed: int, work: Path, unseen: DataSet, expected: Answers
+) -> tuple[Run, StudentBesideTeacher | None]:
+    folder = _folder(work, arm.name, seed)
+    before = _folder(work, arm.after, seed) if arm.after else None
+    recipe = msgspec.structs.replace(arm.recipe, seed=seed)
+    is_made = (folder / DISTILLATION_FILE).is_file() and _distillation(folder).recipe == recipe
+    if not is_made:
+        with shown_progress() as progress:
+            edgevlm.distill(
+                study.teacher,
+                student=study.student if before is None else before,
+                data=study.data,
+                eval_data=study.unseen,
+                recipe=arm.recipe,
+                seed=seed,
+                image_size=study.image_size,
+                output=folder,
+                overwrite=True,
+                is_timed=seed == 0 and arm is study.arms[0],
+                progress=progress,
+            )
+    made = _distillation(folder)
+    return Run(
+        arm=arm.name,
+        seed=seed,
+        n_steps=made.n_steps + (_distillation(before).n_steps if before else 0),
+        n_parameters=made.n_parameters,
+        n_bytes=_weights(folder),
+        metrics=judge(teacher_of(read_model(str(folder))), unseen, expected),
+    ), made.facts
+
+
+def _folder(work: Path, arm: str, seed: int) -> Path:
+    return work / f"{arm.replace(' ', '-')}-{seed}"
+
+
+def _distillation(folder: Path) -> Distillation:
+    return from_json((folder / DISTILLATION_FILE).read_bytes(), Distillation)
+
+
+def _weights(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _result(
+    study: Study,
+    runs: Sequence[Run],
+    facts: StudentBesideTeacher | None,
+    teacher: TorchTeacher,
+    n_unseen: int,
+    of_teacher: dict[str, float],
+) -> StudyResult:
+    return StudyResult(
+        study=study,
+        made_at=time.strftime("%Y-%m-%d", time.gmtime()),
+        n_unseen=n_unseen,
+        teacher=of_teacher,
+        teacher_n_parameters=sum(p.numel() for p in teacher.module.parameters()),
+        teacher_n_bytes=_weights(Path(study.teacher)),
+        facts=facts,
+        machine=describe_machine().name,
+        runs=tuple(runs),
+        versions={**tool_versions("torch", "transformers", "numpy"), "edgevlm": edgevlm.__version__},
+    )
+
+
+def _write(results: Path, result: StudyResult) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    # Where the pictures lie on this machine is nobody's business.
+    places = {name: Path(getattr(result.study, name)).name for name in ("teacher", "data", "unseen")}
+    told = msgspec.structs.replace(result, study=msgspec.structs.replace(result.study, **places))
+    text = json.dumps(msgspec.to_builtins(told), indent=1) + "\n"
+    (results / f"{told.study.key}.json").write_text(text, encoding="utf-8")
+    (results / f"{told.study.key}.md").write_text(table(told), encoding="utf-8")
+
+
+def _in_words(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""SAM with ViT-B against TinyViT-5M in its place, at the published size: 1024 × 1024 pixels.
+
+    python -m benchmarks.distillation.published_sam
+
+Both are built from their configurations with random weights, which decide nothing about speed; both are compiled to
+bundles in float32, and timed in turns. Results go to ``results/distillation/published-sam.{json,md}``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import edgevlm
+from benchmarks.distillation import sam_teacher
+from benchmarks.suite.environments import default_folder
+from edgevlm.cli.progress import shown_progress
+from edgevlm.data.data_set import DataSet
+from edgevlm.data.readers import SHAPES, read_data_set
+from edgevlm.data.splits import MIN_PICTURES
+from edgevlm.distillation.students import load_student
+from edgevlm.ingest import read_model
+from edgevlm.measure.bundles import benchmark_bundles
+from edgevlm.measure.protocol import ALL_STAY, with_rounds
+from edgevlm.report.side_by_side import side_by_side, write_side_by_side
+
+RESULTS = Path(__file__).parents[1] / "results" / "distillation"
+SIZE = 1024
+STUDENT = "tinyvit-5m-sam"
+
+
+@click.command()
+@click.option("--rounds", default=6, show_default=True)
+@click.option("--threads", default=0, show_default=True, help="0 is all.")
+@click.option("--precision", default="fp32", show_default=True, help="As `edgevlm compile` takes it.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where checkpoints and bundles are kept.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(rounds: int, threads: int, precision: str, work: Path | None, results: Path) -> None:
+    """Make both, compile both, and let them take turns."""
+    work = work or default_folder() / "distillation" / "published-sam"
+    for folder in (work, results):
+        folder.mkdir(parents=True, exist_ok=True)
+    teacher, student = work / "sam-vit-b", work / "mobile-sam"
+    if not teacher.is_dir():
+        sam_teacher.save(_vit_b(), teacher, size=SIZE)
+    if not student.is_dir():
+        kind, model = load_student(STUDENT), read_model(str(teacher))
+        kind.save(kind.build(model), student, model)
+    bundles = []
+    for checkpoint in (teacher, student):
+        bundle = work / f"{checkpoint.name}-{precision}"
+        if not bundle.is_dir():
+            with shown_progress() as progress:
+                edgevlm.compile(
+                    str(checkpoint), precision=precision, eval_data=_few(), output=bundle, progress=progress
+                )
+        bundles.append(bundle)
+    with shown_progress() as progress:
+        found = benchmark_bundles(
+            *bundles, n_threads=threads, protocol=with_rounds(ALL_STAY, rounds), progress=progress
+        )
+    for file in write_side_by_side(side_by_side(found), work):
+        if file.suffix in (".md", ".json"):
+            text = file.read_text(encoding="utf-8").replace(f"{work}/", "")
+            (results / f"published-sam{file.suffix}").write_text(text, encoding="utf-8")
+            click.echo(text if file.suffix == ".md" else "")
+
+
+def _few() -> DataSet:
+    """As few pictures as a compile judges by: with random weights there is nothing to judge."""
+    return read_data_set(SHAPES, labels=(), task="mask-generation", n_shapes=MIN_PICTURES, shapes_size=256)
+
+
+def _vit_b() -> Any:
+    """The configuration of facebook/sam-vit-base, which is Transformers' default."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model: Any = transformers.SamModel._from_config(transformers.SamConfig(), attn_implementation="eager")
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main()
