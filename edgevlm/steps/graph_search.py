@@ -86,6 +86,7 @@ class GraphSearch:
         self._time(self.known.variants.values(), self._screening, extend=False, what="screening, ")
         for name in self._fastest_first():
             self._judge(name)
+        self._bring_back()
         if not self.clock.is_over():
             self._look_inside()
         self._time_finalists()
@@ -145,6 +146,30 @@ class GraphSearch:
                     raise
                 self.known.failures[name] = error.message
         return self.known.drops.get(name)
+
+    def _bring_back(self) -> None:
+        """Judge who was let go for being slower than a form that turned out to lose too much accuracy.
+
+        Fastest first, until one is inside the budget: it is timed again, and whoever is slower stays away.
+        """
+        while (name := self._let_go_in_vain()) is not None:
+            drop = self._judge(name)
+            if drop is not None and drop.value <= self.work.job.request.budgets.max_drop:
+                best = [self.known.variants[trial.name] for trial in self._inside() if trial.name != name][:1]
+                protocol = msgspec.structs.replace(self._screening, halve_at=())
+                self._time([self.baseline, *best, self.known.variants[name]], protocol, extend=False, what="again, ")
+
+    def _let_go_in_vain(self) -> str | None:
+        """The fastest form that was dropped, is surely faster than all that is inside the budget, and is not judged."""
+        inside = [trial.ratio for trial in self._inside() if not trial.was_dropped and trial.ratio is not None]
+        limit = min(inside, default=1.0)
+        trials = [self.known.trial(name) for name in self.known.variants if name not in self.known.drops]
+        found = [
+            trial
+            for trial in trials
+            if trial.was_dropped and not trial.failure and trial.ratio_high is not None and trial.ratio_high < limit
+        ]
+        return min(found, key=speed).name if found else None
 
     def _members(self, variant: Variant) -> tuple[Variant, ...]:
         return tuple(variant if v.graph == self.graph else v for v in self.others)

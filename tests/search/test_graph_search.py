@@ -155,6 +155,33 @@ def test_a_layer_that_is_slower_lowered_stays_in_float(search):
     assert found.known.variants["int8-mixed-1"].recipe["kept"] == "layer4"
 
 
+def test_who_was_let_go_for_an_inexact_form_comes_back(search, monkeypatch):
+    """Exact and 27 % faster than float, it lost its turns to a form that then lost all accuracy."""
+    machine = Machine(dict.fromkeys(LAYERS, 0.2))
+    found = search(machine, "int8", "exact", "slow-exact")
+    slower = {"exact": 8.7, "slow-exact": 9.5}
+    ms, drop = machine.ms, machine.drop
+    machine.ms = lambda variant: slower.get(variant.name, ms(variant))
+    machine.drop = lambda variant: 0.0 if "exact" in variant.name else drop(variant)
+    times = graph_search.time_variants
+
+    def with_halving(work, graph, variants, **options):
+        made = times(work, graph, variants, **options)
+        if not options["what"].startswith("screening"):
+            return made
+        gone = [
+            msgspec.structs.replace(each, dropped_after_round=2) if each.subject in slower else each
+            for each in made.measurements
+        ]
+        return msgspec.structs.replace(made, measurements=tuple(gone))
+
+    monkeypatch.setattr(graph_search, "time_variants", with_halving)
+    found.run()
+    assert best(found) == "exact@fast" or best(found) == "exact"
+    assert not found.known.trial("exact").was_dropped and not found.known.is_rough("exact")
+    assert "slow-exact" not in found.known.drops, "once one is inside, slower ones are no use"
+
+
 def test_with_no_time_left_every_form_is_timed_and_nothing_else_is_tried(search):
     machine = Machine({"layer2": 0.05})
     found = search(machine, "int8", "other", seconds=0)
