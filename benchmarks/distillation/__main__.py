@@ -68,18 +68,26 @@ def main(name: str, assets: Path, seeds: int, steps: int | None, work: Path | No
     expected = {} if teacher.model.task == MASKS else answers_of(teacher, unseen)
     of_teacher = judge(teacher, unseen, expected)
     click.echo(f"teacher: {_in_words(of_teacher)}")
-    runs: list[Run] = []
-    facts: StudentBesideTeacher | None = None
+    earlier = _earlier(results / f"{study.key}.json", study, teacher)
+    facts = earlier.facts if earlier else None
+    runs = {(run.arm, run.seed): run for run in (earlier.runs if earlier else ())}
     # One seed of every arm before the next: a study that is cut short still compares.
     for seed in range(seeds):
         for arm in study.arms:
-            run, known = _run(study, arm, seed, work, unseen, expected)
-            runs.append(run)
-            facts = facts or known
-            click.echo(f"{arm.name}, seed {seed}: {_in_words(run.metrics)}")
-            result = _result(study, runs, facts, teacher, len(unseen), of_teacher)
-            _write(results, result)
-    click.echo(table(result))
+            if (arm.name, seed) not in runs:
+                runs[arm.name, seed], known = _run(study, arm, seed, work, unseen, expected)
+                facts = facts or known
+                _write(results, _result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher))
+            click.echo(f"{arm.name}, seed {seed}: {_in_words(runs[arm.name, seed].metrics)}")
+    click.echo(table(_result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher)))
+
+
+def _earlier(file: Path, study: Study, teacher: TorchTeacher) -> StudyResult | None:
+    """What an earlier sitting found, maybe on another machine; None where it was another study, or another teacher."""
+    if not file.is_file():
+        return None
+    found = from_json(file.read_bytes(), StudyResult)
+    return found if found.study == _told(study) and found.teacher_digest == teacher.digest else None
 
 
 def _run(
@@ -140,6 +148,7 @@ def _result(
         made_at=time.strftime("%Y-%m-%d", time.gmtime()),
         n_unseen=n_unseen,
         teacher=of_teacher,
+        teacher_digest=teacher.digest,
         teacher_n_parameters=sum(p.numel() for p in teacher.module.parameters()),
         teacher_n_bytes=_weights(Path(study.teacher)),
         facts=facts,
@@ -151,12 +160,17 @@ def _result(
 
 def _write(results: Path, result: StudyResult) -> None:
     results.mkdir(parents=True, exist_ok=True)
-    # Where the pictures lie on this machine is nobody's business.
-    places = {name: Path(getattr(result.study, name)).name for name in ("teacher", "data", "unseen")}
-    told = msgspec.structs.replace(result, study=msgspec.structs.replace(result.study, **places))
+    told = msgspec.structs.replace(result, study=_told(result.study))
     text = json.dumps(msgspec.to_builtins(told), indent=1) + "\n"
     (results / f"{told.study.key}.json").write_text(text, encoding="utf-8")
     (results / f"{told.study.key}.md").write_text(table(told), encoding="utf-8")
+
+
+def _told(study: Study) -> Study:
+    """The study without the places where things lie on this machine."""
+    return msgspec.structs.replace(
+        study, **{name: Path(getattr(study, name)).name for name in ("teacher", "data", "unseen")}
+    )
 
 
 def _in_words(metrics: dict[str, float]) -> str:

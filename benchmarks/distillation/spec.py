@@ -56,7 +56,7 @@ class StudyResult(Spec, frozen=True, kw_only=True):
     """A study as far as it got.
 
     Args:
-        teacher: its metrics on the same pictures.
+        teacher: its metrics on the same pictures; ``teacher_digest`` is of its weights, configuration and processing.
         facts: both before any training, with latencies on the machine that trained; null until the first run ended.
     """
 
@@ -65,6 +65,7 @@ class StudyResult(Spec, frozen=True, kw_only=True):
     made_at: str
     n_unseen: int
     teacher: dict[str, float]
+    teacher_digest: str
     teacher_n_parameters: int
     teacher_n_bytes: int
     facts: StudentBesideTeacher | None

@@ -31,6 +31,7 @@ def test_a_row_for_each_arm_with_its_worst_and_best_seed() -> None:
         made_at="2026-01-01",
         n_unseen=100,
         teacher={"top-1": 0.9},
+        teacher_digest="0",
         teacher_n_parameters=5_000_000,
         teacher_n_bytes=20_000_000,
         facts=None,
