@@ -239,7 +239,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(colours: Path, tmp_path
     assert n_lines == 7 + RECIPE.n_steps  # seven shards, then the steps
     draws = random.Random(7)
     command = [*script, str(tmp_path / "b-outputs"), str(tmp_path / "b")]
-    for _ in range(4):  # each goes on where the last one was killed: in the shards first, then in the steps
+    for _ in range(5):  # each goes on where the last one was killed: in the shards first, then in the steps
         process = start(command, tmp_path)
         assert process.stdout is not None and process.stderr is not None
         for _ in range(draws.randint(2, 5)):
