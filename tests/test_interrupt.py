@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -75,6 +76,31 @@ def test_ctrl_c_leaves_what_was_finished_and_no_more(command, environment, tmp_p
     assert again.returncode == 0, again.stderr
     assert step == "export:model" or "export:model: cached" in again.stderr
     assert edgevlm.verify(tmp_path / "out")
+
+
+def test_ctrl_c_gets_through_where_a_library_swallows_it() -> None:
+    from edgevlm.cli.progress import shown_progress
+    from edgevlm.progress import Note, StepProgress
+
+    def swallowed() -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), shown_progress(quiet=True) as progress:
+            progress(StepProgress("search", 0.1, "a round"))
+            swallowed()
+            progress(Note("what was finished is kept"))
+            progress(StepProgress("search", 0.2, "another round"))
+            pytest.fail("it went on")
+        with shown_progress(quiet=True):
+            swallowed()  # after the last that was to be told: what was asked for is done
+        with shown_progress(quiet=True) as progress:
+            progress(StepProgress("search", 0.1, "nobody asked now"))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def with_file_limit(n_bytes: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from edgevlm.cli.interrupt import heeding_interrupts
 from edgevlm.progress import Event, Note, Progress, StepFinished, StepProgress, StepStarted, silent
 
 if TYPE_CHECKING:
@@ -29,7 +30,15 @@ def shown_progress(
         color: False turns colours off; so does the environment variable ``NO_COLOR``.
         stream: standard error unless told.
     """
-    stream = stream or sys.stderr
+    with (
+        _listener(stream or sys.stderr, quiet=quiet, verbose=verbose, color=color) as told,
+        heeding_interrupts(told) as heard,
+    ):
+        yield heard
+
+
+@contextmanager
+def _listener(stream: TextIO, *, quiet: bool, verbose: bool, color: bool) -> Iterator[Progress]:
     if quiet:
         yield silent
         return

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevlm.cli.progress import shown_progress
+from edgevlm.cli.progress import _listener, shown_progress
 from edgevlm.progress import Event, Note, Progress, StepFinished, StepProgress, StepStarted, silent
 
 EVENTS: tuple[Event, ...] = (
@@ -112,7 +112,7 @@ def test_a_terminal_keeps_finished_steps_with_time_or_cached() -> None:
 
 def test_a_terminal_shows_the_running_step_and_wipes_it() -> None:
     stream = Terminal()
-    with shown_progress(stream=stream) as progress:
+    with _listener(stream, quiet=False, verbose=False, color=True) as progress:
         progress(StepStarted("measure", "round 1 of 20"))
         progress(StepProgress("measure", 0.25, "round 5 of 20"))
         progress.progress.refresh()  # type: ignore[attr-defined]
