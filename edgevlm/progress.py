@@ -60,3 +60,22 @@ def doing(name: str, detail: str, progress: Progress) -> Iterator[None]:
     started = time.monotonic()
     yield
     progress(StepFinished(name, time.monotonic() - started))
+
+
+@contextmanager
+def counting(name: str, detail: str, progress: Progress) -> Iterator[Callable[[int, int], None]]:
+    """``doing`` with what tells of each picture: how many are done, and of how many."""
+    with doing(name, detail, progress):
+        yield lambda done, n: progress(StepProgress(name, done / n, f"{done}/{n} pictures"))
+
+
+def renamed(progress: Progress, name: str) -> Progress:
+    """How far a part is, told as the step that it belongs to; notes pass, where the part begins and ends does not."""
+
+    def say(event: Event) -> None:
+        if isinstance(event, StepProgress):
+            progress(StepProgress(name, event.fraction, event.detail))
+        elif isinstance(event, Note):
+            progress(event)
+
+    return say

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from edgevlm.cli.progress import shown_progress
 from edgevlm.data.data_set import DataSet
+from edgevlm.distillation.pictures import TrainingPictures
+from edgevlm.distillation.teacher_outputs import StoredOutputs, compute_outputs, describe_outputs, place_of
 from edgevlm.distillation.teachers import TorchTeacher
+from edgevlm.families.loading import quiet
 from edgevlm.ingest import read_model
-from edgevlm.runtime.image import decode_image, preprocess
-from edgevlm.runtime.spec import Array
 from edgevlm.training.memory import keep_memory
 
 SEED = 0
@@ -32,7 +34,6 @@ DIMENSION = 256
 BATCH_SIZE = 256
 N_STEPS = 400
 LEARNING_RATE = 5e-4
-_PICTURES_IN_A_CALL = 8
 _MAX_SCALE = 100.0
 
 
@@ -43,8 +44,8 @@ def train_locked(folder: Path, image_tower: Path, data: DataSet, *, n_steps: int
     import transformers
 
     keep_memory()
-    tower = TorchTeacher(read_model(str(image_tower)))
-    features = _features(tower, data, folder.with_name(f"{folder.name}-features.npy"), say)
+    tower = TorchTeacher(read_model(str(_without_classes(image_tower, folder.with_name("image-tower")))))
+    features = _features(tower, data)
     labels = torch.tensor([sample.label for sample in data.samples])
     tokenizer = _tokenizer(data.class_names)
     torch.manual_seed(SEED)
@@ -82,29 +83,34 @@ def train_locked(folder: Path, image_tower: Path, data: DataSet, *, n_steps: int
     module.eval()
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    module.save_pretrained(unfinished)
+    with quiet():
+        module.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     shutil.copyfile(image_tower / "preprocessor_config.json", unfinished / "preprocessor_config.json")
     (unfinished / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     unfinished.rename(folder)
 
 
-def _features(tower: TorchTeacher, data: DataSet, file: Path, say: Any) -> torch.Tensor:
-    """What the locked tower makes of each picture, kept in ``file``: float32 [n, d]."""
-    if not file.is_file():
-        image = tower.processing.image
-        found: list[Array] = []
-        for start in range(0, len(data), _PICTURES_IN_A_CALL):
-            samples = data.samples[start : start + _PICTURES_IN_A_CALL]
-            pixels = np.stack([preprocess(decode_image(sample.read()), image) for sample in samples])
-            with torch.inference_mode():
-                found.append(tower.module.base_model(torch.from_numpy(pixels)).pooler_output.numpy())
-            if start % 2000 == 0:
-                say(f"features: {start} of {len(data)}")
-        unfinished = file.with_name(f".{file.name}.unfinished.npy")
-        np.save(unfinished, np.concatenate(found), allow_pickle=False)
-        unfinished.rename(file)
-    return torch.from_numpy(np.load(file, allow_pickle=False))
+def _without_classes(classifier: Path, folder: Path) -> Path:
+    """A classifier's image tower as a checkpoint of its own."""
+    if not folder.is_dir():
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with quiet():
+            TorchTeacher(read_model(str(classifier))).module.base_model.save_pretrained(unfinished)
+        shutil.copyfile(classifier / "preprocessor_config.json", unfinished / "preprocessor_config.json")
+        unfinished.rename(folder)
+    return folder
+
+
+def _features(tower: TorchTeacher, data: DataSet) -> torch.Tensor:
+    """What the locked tower makes of each picture, computed once: float32 [n, d]."""
+    name = "image_embeds"
+    pictures = TrainingPictures(data, augmentation="none", seed=SEED, n_variants=1)
+    of = describe_outputs(tower, pictures, frozenset({name}))
+    with shown_progress() as progress:
+        compute_outputs(tower, pictures, of, place_of(of), progress=progress)
+    return torch.from_numpy(StoredOutputs(place_of(of), of).rows(range(len(data)))[name])
 
 
 def _tokenizer(names: Sequence[str]) -> Any:

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgevlm.data.readers import SHAPES, SHAPES_TRAINING_SEED, read_data_set
+from edgevlm.distillation.objectives.prompts import dice
+from edgevlm.families.loading import quiet
 from edgevlm.families.sam import masks as masks_of
 from edgevlm.runtime.image import decode_image, preprocess
 from edgevlm.runtime.spec import Prompt
@@ -78,7 +80,8 @@ def save(module: Any, folder: Path, *, size: int = SIZE) -> None:
 
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    module.save_pretrained(unfinished)
+    with quiet():
+        module.save_pretrained(unfinished)
     transformers.SamImageProcessorPil(
         size={"longest_edge": size}, pad_size={"height": size, "width": size}
     ).save_pretrained(unfinished)
@@ -160,9 +163,9 @@ def _losses(module: Any, samples: Any, image: Any, draws: np.random.Generator) -
     masks = masks.reshape(n, k, c, SIZE, SIZE)
     wanted = target[:, :, None].expand_as(masks)
     focal = _focal(masks, wanted)
-    overlap = 1 - _dice_each(masks, wanted)
+    missed = dice(masks, wanted)
     with torch.no_grad():
-        cost = 20 * focal + 1 - overlap
+        cost = 20 * focal + missed
         suggestion = 1 + cost[:, :, 1:].argmin(-1)
         best = torch.where(point, suggestion, torch.zeros_like(suggestion))[..., None]
         inside, truth = masks > 0, wanted > 0
@@ -172,7 +175,7 @@ def _losses(module: Any, samples: Any, image: Any, draws: np.random.Generator) -
         counts[:, :, 1:] = point[..., None].float()
     return {
         "focal": 20 * focal.gather(2, best).mean(),
-        "dice": (1 - overlap.gather(2, best)).mean(),
+        "dice": missed.gather(2, best).mean(),
         "overlap": ((expected - iou) ** 2 * counts).sum() / counts.sum(),
     }
 
@@ -184,12 +187,6 @@ def _focal(masks: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.2
     right = share * target + (1 - share) * (1 - target)
     weight = alpha * target + (1 - alpha) * (1 - target)
     return (weight * (1 - right) ** gamma * cross).mean((-1, -2))
-
-
-def _dice_each(masks: Tensor, target: Tensor) -> Tensor:
-    share = masks.sigmoid()
-    found: Tensor = 1 - (2 * (share * target).sum((-1, -2)) + 1) / (share.sum((-1, -2)) + target.sum((-1, -2)) + 1)
-    return found
 
 
 def _prompt(things: Any, index: int, draws: np.random.Generator, *, is_point: bool) -> Prompt:

@@ -90,13 +90,10 @@ def _judged(
     bundles: Sequence[Path], data: str, n_threads: int | None, progress: Progress
 ) -> tuple[BundleEvaluation, ...]:
     from edgevlm.evaluation.evaluation import evaluate_bundles
-    from edgevlm.progress import StepProgress, doing
+    from edgevlm.progress import counting
     from edgevlm.store import cache_root
 
-    def count(done: int, n: int) -> None:
-        progress(StepProgress("evaluate", done / n, f"{done}/{n} pictures"))
-
-    with doing("evaluate", f"{len(bundles)} on {data}", progress):
+    with counting("evaluate", f"{len(bundles)} bundles on {data}", progress) as count:
         return evaluate_bundles(bundles, data, n_threads=n_threads, cache=cache_root() / "digests", count=count)
 
 

@@ -27,23 +27,14 @@ def evaluate_command(bundle: Path, data: str, reference: Path | None, threads: i
       edgevlm evaluate mobilenet-cpu/ --data ./pictures
       edgevlm evaluate int8/ --data ./pictures --reference float/
     """
-    import time
-
     from edgevlm.evaluation.evaluation import evaluate_bundle
-    from edgevlm.progress import StepFinished, StepProgress, StepStarted
+    from edgevlm.progress import counting
     from edgevlm.store import cache_root
 
-    with output.progress() as progress:
-        progress(StepStarted("evaluate", f"{bundle} on {data}"))
-        started = time.monotonic()
-
-        def count(done: int, n: int) -> None:
-            progress(StepProgress("evaluate", done / n, f"{done}/{n} pictures"))
-
+    with output.progress() as progress, counting("evaluate", f"{bundle} on {data}", progress) as count:
         found = evaluate_bundle(
             bundle, data, reference=reference, n_threads=threads, cache=cache_root() / "digests", count=count
         )
-        progress(StepFinished("evaluate", time.monotonic() - started))
     output.value(found, lambda: evaluation_text(found))
 
 

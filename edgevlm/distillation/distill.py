@@ -43,7 +43,7 @@ from edgevlm.extras import require_compile, silence_telemetry
 from edgevlm.families import ZERO_SHOT
 from edgevlm.ingest import read_model
 from edgevlm.model import Model
-from edgevlm.progress import Note, Progress, StepProgress, doing, silent
+from edgevlm.progress import Note, Progress, doing, renamed, silent
 from edgevlm.runtime.spec import ImageProcessing, Spec, from_json
 from edgevlm.store import cache_root, write_spec
 
@@ -278,7 +278,7 @@ def _distill(
                 process=accelerator.process_index,
                 n_processes=accelerator.num_processes,
                 wait=accelerator.wait_for_everyone,
-                progress=_renamed(say, "teach" if is_training else "teach held-out"),
+                progress=renamed(say, "teach" if is_training else "teach held-out"),
             )
             # One process of a machine hashes the files, and the others trust it.
             if accelerator.is_local_main_process:
@@ -488,16 +488,6 @@ def _in_words(facts: StudentFacts) -> str:
     ]
     parts += [f"{name} {ms:.2f} ms (median on this machine in float32)" for name, ms in facts.latency_ms.items()]
     return "; ".join([", ".join(parts), *facts.reasons])
-
-
-def _renamed(progress: Progress, name: str) -> Progress:
-    def say(event: object) -> None:
-        if isinstance(event, StepProgress):
-            progress(StepProgress(name, event.fraction, event.detail))
-        elif isinstance(event, Note):
-            progress(event)
-
-    return say
 
 
 # --- what comes out ---------------------------------------------------------------------------------------

@@ -31,11 +31,10 @@ def quick_outputs(
 ) -> Iterator[Ask]:
     """``teacher.outputs``, or what answers as it does and is faster, while the block runs.
 
-    Args: n_rows: of all that is to be asked, done or not, so that a run that goes on takes the same way.
-
-
     The export proves its graph equal to the module on real pictures; where it cannot, or where what is asked lies
     inside the graph, the module itself answers.
+
+    Args: n_rows: of all that is to be asked, done or not, so that a run that goes on takes the same way.
     """
     if not isinstance(teacher, TorchTeacher) or not teacher.is_on_cpu or n_rows < _WORTH_IT or not names:
         yield teacher.outputs

@@ -19,6 +19,7 @@ from edgevlm.errors import DataError, UsageError
 from edgevlm.evaluation.intervals import bootstrap_mean, bootstrap_pooled, paired_proportions, wilson
 from edgevlm.evaluation.metrics import METRICS, TOP_K, Boxes, Embeddings, Metric, Pooled
 from edgevlm.evaluation.pixels import picture_sizes, pixel_slices
+from edgevlm.runtime.bundle import check_same_task
 from edgevlm.runtime.classes import need_finite
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.session import output_of
@@ -258,6 +259,7 @@ def evaluate_bundles(
     # Generated pictures are drawn at the size of the last, which is the one that is asked about.
     pipelines = [Pipeline.load(path, n_threads=n_threads) for path in paths]
     asked = pipelines[-1]
+    check_same_task({os.fspath(path): pipeline.task for path, pipeline in zip(paths, pipelines, strict=True)})
     size = max(asked.processing.image.height, asked.processing.image.width)
     data = read_data_set(
         source, labels=asked.labels, task=asked.task, cache=cache, count=count, shapes_size=min(size, 256)
@@ -271,6 +273,7 @@ def evaluate_bundles(
     first: Evaluation | None = None
     for path, pipeline in zip(paths, pipelines, strict=True):
         _check_classes(path, pipeline, data, paths[-1], asked)
+    for path, pipeline in zip(paths, pipelines, strict=True):
         evaluation = _evaluate_bundled(pipeline, data, first, count)
         low, high = evaluation.interval()
         found.append(

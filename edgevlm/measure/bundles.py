@@ -19,7 +19,7 @@ from edgevlm.measure.protocol import ALL_STAY, extended
 from edgevlm.measure.spec import Comparison, Environment, Protocol, Subject
 from edgevlm.measure.worker import options_for_turns
 from edgevlm.progress import Note, Progress, StepFinished, StepProgress, StepStarted, silent
-from edgevlm.runtime.bundle import Bundle, open_bundle
+from edgevlm.runtime.bundle import Bundle, check_same_task, open_bundle
 from edgevlm.runtime.image import decode_image, preprocess, size_of
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Array, Component, Prompt, SessionOptions, Spec, TensorSpec
@@ -110,13 +110,7 @@ def _open(paths: Sequence[BundlePath]) -> dict[str, Bundle]:
     bundles = {name: open_bundle(name) for name in names}
     for bundle in bundles.values():
         bundle.check_requires()
-    first, *others = bundles.items()
-    for name, bundle in others:
-        if bundle.manifest.task != first[1].manifest.task:
-            raise UsageError(
-                f"'{name}' is for {bundle.manifest.task}, but '{first[0]}' is for {first[1].manifest.task}.",
-                hint="Compare bundles of the same task.",
-            )
+    check_same_task({name: bundle.manifest.task for name, bundle in bundles.items()})
     return bundles
 
 

@@ -17,9 +17,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +37,7 @@ from edgevlm.extras import require_compile, silence_telemetry
 from edgevlm.ingest import read_model
 from edgevlm.ingest.weights import combined_sha256, sha256_of
 from edgevlm.model import Model
-from edgevlm.progress import Note, Progress, StepFinished, StepProgress, StepStarted, silent
+from edgevlm.progress import Progress, doing, renamed, silent
 from edgevlm.quantization.calibration import collect_ranges
 from edgevlm.quantization.fine_tuning import Training
 from edgevlm.quantization.graphs import fix_batch, schemes_of_graph
@@ -344,7 +342,7 @@ def _quantize(
     state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgevlm-qat-") as scratch:
         work = Path(scratch)
-        with _step("prepare", "export, quantize after training, trace", say):
+        with doing("prepare", "export, quantize after training, trace", say):
             samples = _samples(model, train_on, _N_EXPORT_SAMPLES)
             file = _float_graph(model, graph, samples, work / "float", say)
             scheme = _scheme(file, target, asked, is_per_channel=is_per_channel)
@@ -361,10 +359,10 @@ def _quantize(
                 quantize_graph(file, scheme, ranges=ranges, out=plain, overrides=student.overrides())
             judge = Judge(model, labels, held_out, work, graph)
         if teacher is not None:
-            with _step("teach", f"{teacher} on {train_on.name}", say):
+            with doing("teach", f"{teacher} on {train_on.name}", say):
                 lesson = of_teacher(
                     teacher, model, train_on, labels, size=_output_size(file), accelerator=accelerator,
-                    trust_remote_code=trust_remote_code, progress=_renamed(say, "teach"),
+                    trust_remote_code=trust_remote_code, progress=renamed(say, "teach"),
                 )  # fmt: skip
         identity = identity_of(
             model.source.digest, lesson.digest, train_on.digest, msgspec.to_builtins(scheme), n_bits,
@@ -375,7 +373,7 @@ def _quantize(
         texts = None
         if scoring is not None and judge.embeddings is not None:
             texts = Texts(embeddings=torch.from_numpy(judge.embeddings), scale=scoring.scale, bias=scoring.bias or 0.0)
-        with _step("train", f"{training.n_steps} steps of {training.batch_size} pictures", say):
+        with doing("train", f"{training.n_steps} steps of {training.batch_size} pictures", say):
             train(
                 student,
                 lesson,
@@ -392,7 +390,7 @@ def _quantize(
         if not accelerator.is_main_process:
             return None
         student.module.to("cpu")
-        with _step("export", "the fine-tuned weights, with the learned ranges", say):
+        with doing("export", "the fine-tuned weights, with the learned ranges", say):
             made = work / "made"
             _write_weights(model, student.module.state_dict(), made)
             tuned = _tuned(model, made)
@@ -403,7 +401,7 @@ def _quantize(
                 tuned_file, scheme, ranges=before.ranges, out=exported, overrides=student.overrides()
             ).fusion
             _check_placement(read_placement(tuned_file, exported, scheme), placement)
-        with _step("prove", f"on {len(held_out)} pictures that training never saw", say):
+        with doing("prove", f"on {len(held_out)} pictures that training never saw", say):
             reference = judge.evaluate(open_source(model, graph), None, say, "float")
             proof, trained = prove_exported(judge, student, open_graph(exported), reference, say)
             if not proof.holds:
@@ -445,14 +443,6 @@ def _weights_in_words(n_bits: int, *, is_per_channel: bool) -> str:
     return f"{levels}, {'per channel' if is_per_channel else 'per tensor'}"
 
 
-@contextmanager
-def _step(name: str, detail: str, progress: Progress) -> Iterator[None]:
-    progress(StepStarted(name, detail))
-    started = time.monotonic()
-    yield
-    progress(StepFinished(name, time.monotonic() - started))
-
-
 def _float_graph(model: Model, graph: str, samples: Mapping[str, Array], folder: Path, progress: Progress) -> Path:
     """The model's graph at batch 1, prepared; its values are named as in a graph of free batch, as the trained one."""
     exported = export_graph(model, graph, batch=None, out=folder / "free", samples=samples, progress=progress)
@@ -466,19 +456,7 @@ def _ranges(model: Model, data: DataSet, file: Path, scheme: Scheme, work: Path,
     feeds = ({name: preprocess(decode_image(sample.read()), image)[None]} for sample in data.samples[:_N_CALIBRATION])
     assert scheme.calibration is not None, "a static scheme"
 
-    return collect_ranges(file, feeds, scheme.calibration, work / "ranges.json", _renamed(progress, "prepare"))
-
-
-def _renamed(progress: Progress, name: str) -> Progress:
-    """How far a part is, told as the step's own progress."""
-
-    def say(event: object) -> None:
-        if isinstance(event, StepProgress):
-            progress(StepProgress(name, event.fraction, event.detail))
-        elif isinstance(event, Note):
-            progress(event)
-
-    return say
+    return collect_ranges(file, feeds, scheme.calibration, work / "ranges.json", renamed(progress, "prepare"))
 
 
 def _output_size(file: Path) -> tuple[int, ...]:

@@ -40,9 +40,15 @@ def side_by_side(benchmark: BundleBenchmark, evaluations: Sequence[BundleEvaluat
     """
     judged: Sequence[BundleEvaluation | None] = evaluations or [None] * len(benchmark.bundles)
     times = [what for what in benchmark.comparisons if what != WHOLE]
-    header = ["bundle", "ships", "size", *(f"{what}, ms" for what in (*times, WHOLE)), "× the first, end to end"]
+    header = [
+        "bundle",
+        "ships",
+        "size",
+        *(f"{what.replace('_', ' ')}, ms" for what in (*times, WHOLE)),
+        "× the first, end to end",
+    ]
     if evaluations:
-        header[3:3] = [f"{evaluations[0].metric} [95 %]", "drop from the first [95 %]"]
+        header[3:3] = [f"{evaluations[0].metric} [95 %]", "drop from the first, points [95 %]"]
     rows = []
     for name, found in zip(benchmark.bundles, judged, strict=True):
         manifest = open_bundle(name).manifest

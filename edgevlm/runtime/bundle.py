@@ -12,7 +12,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -410,3 +410,18 @@ def release(version: str) -> tuple[int, ...]:
     """
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match.group().split("."))) if match else ()
+
+
+def check_same_task(tasks: Mapping[str, str]) -> None:
+    """That bundles can be compared.
+
+    Args: tasks: by the bundle's name.
+    Raises: UsageError: one is for another task than the first.
+    """
+    first, *others = tasks.items()
+    for name, task in others:
+        if task != first[1]:
+            raise UsageError(
+                f"'{name}' is for {task}, but '{first[0]}' is for {first[1]}.",
+                hint="Compare bundles of the same task.",
+            )

@@ -122,8 +122,8 @@ def test_bundles_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     value = json.loads((tmp_path / "out" / "here" / "side-by-side.json").read_text())
     first, second = (dict(zip(value["header"], row, strict=True)) for row in value["rows"])
     assert first["bundle"].startswith(str(teacher)) and second["bundle"].startswith(str(student))
-    assert second["top-1 [95 %]"].startswith("100") and first["drop from the first [95 %]"] == "–"
-    assert second["drop from the first [95 %]"].startswith("0.0"), second
+    assert second["top-1 [95 %]"].startswith("100") and first["drop from the first, points [95 %]"] == "–"
+    assert second["drop from the first, points [95 %]"].startswith("0.0"), second
     assert float(first["end to end, ms"]) > 0 and re.match(r"[\d.]+ \[", second["× the first, end to end"])
     assert [each["n"] for each in value["evaluations"]] == [6, 6]
     for suffix in ("md", "html"):

@@ -43,20 +43,20 @@ def prompts(step: Step, *, n_rounds: Count = 2) -> Tensor:
             teacher = step.decode("teacher", step.teacher["image_embeds"], asked)
         target = (teacher["pred_masks"] > 0).float()
         total = total + F.binary_cross_entropy_with_logits(student["pred_masks"], target)
-        total = total + dice(student["pred_masks"], target)
+        total = total + dice(student["pred_masks"], target).mean()
         if left:
             asked = with_point(step, asked, student, teacher)
     return total / n_rounds
 
 
 def dice(masks: Tensor, target: Tensor) -> Tensor:
-    """1 - 2 |A ∩ B| / (|A| + |B|), the mean over masks, with 1 added above and below for empty ones.
+    """1 - 2 |A ∩ B| / (|A| + |B|) of each mask, with 1 added above and below for empty ones.
 
-    Shapes:  masks (before the sigmoid) and target [.., h, w].
+    Shapes:  masks (before the sigmoid) and target [.., h, w] -> [..].
     """
     shares = masks.sigmoid().flatten(-2)
     target = target.flatten(-2)
-    return (1 - (2 * (shares * target).sum(-1) + 1) / (shares.sum(-1) + target.sum(-1) + 1)).mean()
+    return 1 - (2 * (shares * target).sum(-1) + 1) / (shares.sum(-1) + target.sum(-1) + 1)
 
 
 def with_point(step: Step, asked: Mapping[str, Tensor], student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
