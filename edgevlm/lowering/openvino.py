@@ -30,7 +30,7 @@ from edgevlm.quantization.calibration import CalibrationRecipe
 from edgevlm.quantization.graphs import lowered_names, schemes_of_graph
 from edgevlm.quantization.post_training import prepare, quantize
 from edgevlm.quantization.schemes import Scheme
-from edgevlm.runtime.backends.openvino import DIMENSIONS, import_openvino, no_telemetry, words_of
+from edgevlm.runtime.backends.openvino import DIMENSIONS, import_openvino, no_telemetry, openvino_core, words_of
 from edgevlm.runtime.spec import Array, SessionOptions
 from edgevlm.target import Target
 
@@ -288,7 +288,7 @@ def _is_attentive(counts: Counter[str]) -> bool:
 
 
 def _read(file: Path) -> Any:
-    return import_openvino().Core().read_model(str(file))
+    return openvino_core().read_model(str(file))
 
 
 def _work_nodes(model: Any) -> list[Any]:
@@ -338,8 +338,7 @@ def _settle_names(model: Any) -> None:
 def _runs(file: Path) -> str:
     """What the plugin runs after its own fusions. The same files may be opened for float32 and for bfloat16, so what
     is neither int8 nor int4 is float."""
-    ov = import_openvino()
-    compiled = ov.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
     kinds = Counter(
         _COMPUTED_IN.get(str(info["runtimePrecision"].value), "float")
@@ -390,7 +389,7 @@ def _quantized(prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData) ->
     if recipe.ranges == "minmax":
         ranges = importlib.import_module("nncf.quantization.range_estimator")
         advanced.activations_range_estimator_params = ranges.RangeEstimatorParametersSet.MINMAX
-    with _refused(prepared, recipe), _quiet():
+    with _refused(prepared, recipe), _quiet(), _one_core():
         return nncf.quantize(
             _read(prepared),
             nncf.Dataset(samples),
@@ -419,7 +418,7 @@ def _compressed(prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData) -
             ),
             "all_layers": True,
         }
-    with _refused(prepared, recipe), _quiet():
+    with _refused(prepared, recipe), _quiet(), _one_core():
         return nncf.compress_weights(
             _read(prepared),
             mode=nncf.CompressWeightsMode(recipe.weights),
@@ -469,3 +468,15 @@ def _quiet() -> Iterator[None]:
     """NNCF draws progress bars and tables on standard output."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """NNCF makes a Core for every graph that it runs: give it the process's one; ``openvino_core`` says why."""
+    ov = import_openvino()
+    of_library = ov.Core
+    ov.Core = openvino_core
+    try:
+        yield
+    finally:
+        ov.Core = of_library

@@ -23,7 +23,7 @@ from edgevlm.measure.operators import (
     with_shares,
 )
 from edgevlm.measure.work import count_macs
-from edgevlm.runtime.backends.openvino import OpenVino, for_one_row, import_openvino, session_settings
+from edgevlm.runtime.backends.openvino import OpenVino, for_one_row, openvino_core, session_settings
 
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8", "i32": "int32",
@@ -38,7 +38,7 @@ def profile(request: ProfileRequest) -> Profile:
     plain = OpenVino().open(file, request.session)
     feeds = feeds_for(request, plain.inputs)
     samples = run_for(lambda: plain.run(feeds), request)
-    core = import_openvino().Core()
+    core = openvino_core()
     settings = session_settings(request.session)
     model = core.read_model(str(file))
     is_single = all(value.shape[:1] == (1,) for value in feeds.values())

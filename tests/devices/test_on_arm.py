@@ -31,6 +31,7 @@ from edgevlm.runtime.cache import cache_root
 from edgevlm.runtime.spec import Component, to_json
 from edgevlm.target import load_target, read_target, target_names, target_text
 from tests.fast import FAST
+from tests.mobilenet import mobilenet_and_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -259,21 +260,20 @@ def test_a_clip_answers_as_where_it_was_made(emulator, clip):
     assert of_int8.is_same_answer and of_int8.max_error <= 0.03, found.to_text()
 
 
-@pytest.mark.assets
 @pytest.mark.parametrize("cpu", CPUS)
-def test_real_mobilenet_answers_the_same(cpu, emulator, mobilenet):
+def test_mobilenet_answers_the_same(cpu, emulator, mobilenet):
     found = verify_emulated(mobilenet, cpu)
     assert found, found.to_text()
     assert all(case.max_error == 0 for case in found.verification.cases) or found.note, found.to_text()
 
 
 @pytest.fixture(scope="module")
-def mobilenet(assets, tmp_path_factory) -> Path:
+def mobilenet(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mobilenet")
+    model, pictures = mobilenet_and_pictures(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
         compiled = edgevlm.compile(
-            str(assets / "models/mobilenet-v2-imagenet"), eval_data=assets / "data/imagenet-sample",
-            precision="int8-static", max_drop=0.5, **FAST, output=folder / "out",
+            str(model), eval_data=pictures, precision="int8-static", max_drop=0.5, **FAST, output=folder / "out",
         )  # fmt: skip
     return Path(compiled.bundle)

@@ -18,6 +18,7 @@ from edgevlm.lowering.openvino import BF16, DYNAMIC, OpenVinoLowering, OpenVinoR
 from edgevlm.quantization.calibration import CalibrationRecipe, collect_ranges
 from edgevlm.quantization.schemes import Calibration
 from edgevlm.runtime.backends import load_backend
+from edgevlm.runtime.backends.openvino import import_openvino, openvino_core
 from edgevlm.runtime.spec import Array, SessionOptions
 from edgevlm.target import Target
 from tests.quantization.graphs import feeds, save_cnn, save_transformer
@@ -90,9 +91,7 @@ def digest(folder: Path) -> str:
 
 def runtime_kinds(file: Path) -> dict[str, str]:
     """What the plugin says that it computes each named node in, ``i8`` or ``f32``."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = {}
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = op.get_rt_info()
@@ -201,6 +200,12 @@ def test_a_form_is_close_to_float_smaller_and_the_same_every_time(
     assert capfd.readouterr().out == ""
     text = (tmp_path / "one" / lowered.files[0]).read_text()
     assert str(tmp_path) not in text and "conversion_parameters" not in text
+
+
+def test_nncf_makes_no_core_of_its_own(graph: Graph, tmp_path: Path, monkeypatch):
+    openvino_core()
+    monkeypatch.setattr(import_openvino(), "Core", lambda: pytest.fail("a second Core"))
+    lower(graph, msgspec.structs.replace(SMOOTH, bias="by layer"), tmp_path / "out")
 
 
 def test_nodes_that_are_kept_stay_in_float(graph: Graph, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import re
@@ -47,7 +48,7 @@ class OpenVino:
     def open(self, file: Path, options: SessionOptions) -> OpenVinoSession:
         ov = import_openvino()
         try:
-            core = ov.Core()
+            core = openvino_core()
             settings = session_settings(options)
             return OpenVinoSession(
                 ov, core.read_model(str(file)), lambda model: core.compile_model(model, "CPU", settings)
@@ -185,6 +186,21 @@ def import_openvino() -> Any:
             f"OpenVINO is not installed, or does not load: {words_of(error)}.",
             hint="Run: pip install 'edgevlm[openvino]'",
         ) from error
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one ``openvino.Core``.
+
+    Each has the processor's plugin give this thread a signal stack of its own, for registers that the usual one does
+    not hold, and puts back the one before it when it goes. Of two that go in the order in which they came, the second
+    puts back memory that the first has freed: the next signal, a Ctrl-C, ends the process with a segmentation fault.
+
+    Source: openvino, src/plugins/intel_cpu/src/plugin.cpp, ``CPUSpecialSetup``.
+
+    Raises: MissingToolError: see ``import_openvino``.
+    """
+    return import_openvino().Core()
 
 
 @contextlib.contextmanager

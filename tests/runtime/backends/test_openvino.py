@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgevlm.errors import BundleError, MissingToolError, ModelError
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.backends.onnxruntime import OnnxRuntime
-from edgevlm.runtime.backends.openvino import OpenVino
+from edgevlm.runtime.backends.openvino import OpenVino, openvino_core
 from edgevlm.runtime.spec import Array, SessionOptions
 from tests.quantization.graphs import feeds, save_cnn, save_transformer
 from tests.runtime import tiny
@@ -177,9 +177,7 @@ def test_a_graph_or_a_setting_that_is_refused_is_a_bundle_error(name, content, e
 
 @needs_openvino
 def test_it_computes_in_float32_unless_it_is_told_otherwise(tmp_path: Path):
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor does not compute in bfloat16, so OpenVINO would not either")
     file, (given,) = save_transformer(tmp_path / "graph.onnx"), feeds("transformer", 1)
     expected = OnnxRuntime().open(file, ONE).run(given)["embeds"]
@@ -232,3 +230,27 @@ def test_where_more_than_the_batch_is_free_there_is_one_plan(tmp_path: Path):
     session.run({"input_ids": ids(1, 4)})
     session.run({"input_ids": ids(2, 3)})
     assert list(session._plans) == [False]
+
+
+TWO_SESSIONS = """
+import signal, sys
+from pathlib import Path
+from edgevlm.runtime.backends.openvino import OpenVino
+from edgevlm.runtime.spec import SessionOptions
+
+first, second = (OpenVino().open(Path(sys.argv[1]), SessionOptions(n_threads=1)) for _ in range(2))
+del first
+del second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@needs_openvino
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks of Linux")
+def test_a_signal_finds_its_stack_after_sessions_that_went_in_the_order_in_which_they_came(tmp_path: Path):
+    command = [sys.executable, "-c", TWO_SESSIONS, save_cnn(tmp_path / "graph.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
