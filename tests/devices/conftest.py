@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from edgevlm.devices.emulator import prepare_emulator
+from edgevlm.errors import MissingToolError
+from edgevlm.progress import silent
 from tests.devices.server import Server, start_server
 
 
@@ -24,3 +27,11 @@ def server() -> Iterator[Server]:
             server.process.kill()
             server.process.wait()
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    try:
+        return prepare_emulator(silent)
+    except MissingToolError as error:
+        pytest.skip(error.message)

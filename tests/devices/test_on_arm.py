@@ -22,7 +22,7 @@ from edgevlm.cli.main import exit_code_of
 from edgevlm.data import shapes
 from edgevlm.devices import open_device
 from edgevlm.devices.emulated import verify_emulated
-from edgevlm.devices.emulator import prepare_counting_qemu, prepare_emulator
+from edgevlm.devices.emulator import prepare_counting_qemu
 from edgevlm.devices.instructions import count_instructions
 from edgevlm.errors import EdgeVLMError, MissingToolError
 from edgevlm.progress import silent
@@ -40,14 +40,6 @@ CPUS = ("cortex-a53", "cortex-a76")
 # Float kernels of another processor add in another order. Measured: 6.4e-7 of the largest output for the demo model,
 # 1.1e-6 for MobileNetV2. int8 kernels add integers, in any order to the same sum.
 BOUNDS = {"fp32": 1e-5, "u8s8": 0.0, "s8s8": 0.0}
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    try:
-        return prepare_emulator(silent)
-    except MissingToolError as error:
-        pytest.skip(error.message)
 
 
 @pytest.fixture(scope="module")
