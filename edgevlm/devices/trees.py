@@ -12,7 +12,7 @@ from edgevlm.runtime.bundle import MANIFEST, Bundle
 from edgevlm.runtime.spec import Spec
 
 # What of the package a verb needs on a device: its code and its tables, not the demo model's weights.
-_SUFFIXES = (".py", ".toml", ".txt", ".j2", ".typed")
+_SUFFIXES = (".css", ".j2", ".py", ".toml", ".txt", ".typed")
 _DATA_FOLDERS = ("targets", "calibration")
 
 

@@ -20,6 +20,8 @@ from tests.fast import FAST
 
 pytestmark = pytest.mark.slow
 
+REPORT = "report/report.json"
+
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory) -> Path:
@@ -39,7 +41,7 @@ def board(tmp_path_factory) -> Path:
     whole = open_bundle(compiled.bundle)
     int8 = next(form for form in whole.manifest.forms if form.name.startswith("int8-static"))
     few = msgspec.structs.replace(whole.manifest, forms=(whole.manifest.forms[0], int8), files=())
-    write_bundle(folder / "board", few, {path: whole.file(path) for path in named_files(few)})
+    write_bundle(folder / "board", few, {path: whole.file(path) for path in (*named_files(few), REPORT)})
     return folder / "board"
 
 
@@ -51,7 +53,7 @@ def chosen_at(device: str, board: Path, out: Path, capsys) -> tuple[dict, Report
     assert told["bundle"] == str(out)
     assert edgevlm.inspect(out).forms == ()
     assert told["chosen"] in {form.name for form in edgevlm.inspect(board).forms}
-    return told, from_json((out / "report" / "report.json").read_bytes(), Report)
+    return told, from_json((out / REPORT).read_bytes(), Report)
 
 
 def test_over_ssh_the_device_times_its_forms(server: Server, board: Path, tmp_path: Path, capsys):
