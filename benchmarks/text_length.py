@@ -34,6 +34,7 @@ from edgevlm.plan import TEXT_ENCODER
 from edgevlm.proof import relative_error
 from edgevlm.quantization.graphs import schemes_of_graph
 from edgevlm.quantization.post_training import prepare, quantize
+from edgevlm.report.notation import count
 from edgevlm.runtime.backends import Session, load_backend
 from edgevlm.runtime.spec import Array, SessionOptions, Spec, TextProcessing, from_json
 from edgevlm.runtime.tasks.zero_shot_image_classification import unit_rows
@@ -322,7 +323,7 @@ def table(result: Result) -> str:
     for row in result.rows:
         if row.names is None:
             continue
-        lines += ["", f"| {row.names.n} names, {row.names.n_threads} threads | median s |", "|---|---|"]
+        lines += ["", f"| {row.names.n} names, {count(row.names.n_threads, 'thread')} | median s |", "|---|---|"]
         lines += [f"| {way} | {np.median(samples):.2f} |" for way, samples in row.names.samples_s.items()]
     tools = ", ".join(f"{k} {v}" for k, v in result.environment.tools.items() if k != "edgevlm")
     lines += [

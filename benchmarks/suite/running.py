@@ -23,6 +23,7 @@ from edgevlm.measure.interleave import compare
 from edgevlm.measure.protocol import extended
 from edgevlm.measure.spec import Comparison, Measurement, Protocol, Subject
 from edgevlm.progress import Event, Progress, StepFinished
+from edgevlm.report.notation import count
 from edgevlm.runtime.spec import Component, SessionOptions
 from edgevlm.steps.inputs import save_inputs
 
@@ -63,7 +64,7 @@ def run_case(
         say(f"{case.name}: {_line(contender)}")
     found = []
     for n_threads in threads:
-        say(f"{case.name}, {n_threads} threads: compiling and measuring")
+        say(f"{case.name}, {count(n_threads, 'thread')}: compiling and measuring")
         found.append(
             _at_threads(prepared, judge, contenders, subjects, n_threads, screening, final, compile_protocol, say)
         )

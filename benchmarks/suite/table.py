@@ -10,6 +10,7 @@ from benchmarks.suite.rivals import EAGER, FLOAT
 from benchmarks.suite.running import OURS
 from benchmarks.suite.spec import CaseResult, Contender, Judged, ThreadsResult
 from edgevlm.measure.spec import Measurement, Ratio
+from edgevlm.report.notation import count
 
 MARGIN = 1.03
 """Processes of one graph differ by a percent or two (docs/measuring.md); more than this is no accident of that."""
@@ -37,7 +38,7 @@ def details(results: Sequence[CaseResult]) -> str:
     parts = [summary(results)]
     machine = results[0].threads[0].final.environment.machine
     for case in results:
-        columns = [f"p50 ms, {found.n_threads} threads" for found in case.threads]
+        columns = [f"p50 ms, {count(found.n_threads, 'thread')}" for found in case.threads]
         parts.append(f"\n### {case.name}, {machine}\n")
         parts.append(f"| | {' | '.join(columns)} | {_metric(case)} | within | MB | runs |")
         parts.append(f"|---|{'---|' * (len(columns) + 4)}")
@@ -76,7 +77,8 @@ def _means(results: Sequence[CaseResult]) -> Iterable[str]:
         eagers = [ratio for found in rows if (ratio := speedup(found, EAGER)) is not None]
         if bests:
             yield (
-                f"- {n_threads} threads, {len(bests)} models, geometric means: {_mean(bests)} × the best rival, "
+                f"- {count(n_threads, 'thread')}, {count(len(bests), 'model')}, geometric means: {_mean(bests)} × the "
+                f"best rival, "
                 f"{_mean(floats)} × ONNX Runtime float, {_mean(eagers)} × PyTorch eager; "
                 f"surely behind the best rival by more than {MARGIN} on {sum(map(is_behind, bests))}."
             )
@@ -99,9 +101,9 @@ def _conditions(results: Sequence[CaseResult]) -> str:
     return (
         f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, batch 1, {told}. Above 1 edgevlm is "
         "faster; brackets are 95 % intervals of ratios measured in turns. Within the budget: the task's metric "
-        f"falls by at most {100 * MAX_DROP:g} point or, for the {random} models with random weights, the centred "
-        f"cosine to float is at least {MIN_COSINE:g} on every picture. Made by `python -m benchmarks.suite`; raw "
-        "samples in `benchmarks/results/suite/`."
+        f"falls by at most {100 * MAX_DROP:g} point or, for the {count(random, 'model')} with random weights, the "
+        f"centred cosine to float is at least {MIN_COSINE:g} on every picture. Made by `python -m benchmarks.suite`; "
+        "raw samples in `benchmarks/results/suite/`."
     )
 
 
