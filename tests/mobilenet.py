@@ -13,7 +13,7 @@ from tests import colours
 from tests.conftest import ASSETS
 
 
-def mobilenet_and_pictures(folder: Path, *, n_per_class: int = 70) -> tuple[Path, Path]:
+def mobilenet_and_pictures(folder: Path, *, n_per_class: int = 32) -> tuple[Path, Path]:
     """A Hugging Face folder of MobileNetV2 1.0, and labelled pictures: the trained one, or one made in ``folder``."""
     if ASSETS.is_dir():
         return ASSETS / "models" / "mobilenet-v2-imagenet", ASSETS / "data" / "imagenet-sample"

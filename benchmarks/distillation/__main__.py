@@ -5,6 +5,8 @@
     python -m benchmarks.distillation two-towers
     python -m benchmarks.distillation sam
 
+``--beside`` then takes teacher and best student through ``edgevlm compile``, and shows both bundles side by side.
+
 Each arm of a study trains the same student on the same pictures; only what it learns from differs. Students are judged
 on pictures that no arm trained on. A training that is stopped goes on where it was, and what is finished is not made
 again, so that a study can take several sittings. Results go to ``results/distillation/``.
@@ -21,6 +23,7 @@ import click
 import msgspec
 
 import edgevlm
+from benchmarks.distillation.beside import show_beside
 from benchmarks.distillation.judging import Answers, answers_of, judge
 from benchmarks.distillation.spec import Arm, Run, Study, StudyResult
 from benchmarks.distillation.studies import STUDIES
@@ -50,7 +53,10 @@ _LARGEST_SHAPE = 256
 @click.option("--steps", type=int, help="Instead of the study's own: for a smoke test.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where students and checkpoints are kept.")
 @click.option("--results", type=click.Path(path_type=Path), help="Where they are written; those of --steps in WORK.")
-def main(name: str, assets: Path, seeds: int, steps: int | None, work: Path | None, results: Path | None) -> None:
+@click.option("--beside", is_flag=True, help="Compile teacher and best student too, and show them side by side.")
+def main(
+    name: str, assets: Path, seeds: int, steps: int | None, work: Path | None, results: Path | None, beside: bool
+) -> None:
     """Run a study, or what is left of it."""
     work = (work or default_folder() / "distillation") / (name if steps is None else f"{name}-{steps}")
     work.mkdir(parents=True, exist_ok=True)
@@ -80,6 +86,18 @@ def main(name: str, assets: Path, seeds: int, steps: int | None, work: Path | No
                 _write(results, _result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher))
             click.echo(f"{arm.name}, seed {seed}: {_in_words(runs[arm.name, seed].metrics)}")
     click.echo(table(_result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher)))
+    if beside:
+        best = max(runs.values(), key=lambda run: next(iter(run.metrics.values())))
+        checkpoints = (Path(study.teacher), _folder(work, best.arm, best.seed))
+        told = show_beside(
+            checkpoints,
+            work=work,
+            results=results,
+            name=f"{name}-side-by-side",
+            judged_on=study.unseen,
+            eval_data=study.unseen,
+        )
+        click.echo(told)
 
 
 def _earlier(file: Path, study: Study, teacher: TorchTeacher) -> StudyResult | None:

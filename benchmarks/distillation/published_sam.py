@@ -13,18 +13,14 @@ from typing import Any
 
 import click
 
-import edgevlm
 from benchmarks.distillation import sam_teacher
+from benchmarks.distillation.beside import show_beside
 from benchmarks.suite.environments import default_folder
-from edgevlm.cli.progress import shown_progress
 from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import SHAPES, read_data_set
 from edgevlm.data.splits import MIN_PICTURES
 from edgevlm.distillation.students import load_student
 from edgevlm.ingest import read_model
-from edgevlm.measure.bundles import benchmark_bundles
-from edgevlm.measure.protocol import ALL_STAY, with_rounds
-from edgevlm.report.side_by_side import side_by_side, write_side_by_side
 
 RESULTS = Path(__file__).parents[1] / "results" / "distillation"
 SIZE = 1024
@@ -40,32 +36,24 @@ STUDENT = "tinyvit-5m-sam"
 def main(rounds: int, threads: int, precision: str, work: Path | None, results: Path) -> None:
     """Make both, compile both, and let them take turns."""
     work = work or default_folder() / "distillation" / "published-sam"
-    for folder in (work, results):
-        folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     teacher, student = work / "sam-vit-b", work / "mobile-sam"
     if not teacher.is_dir():
         sam_teacher.save(_vit_b(), teacher, size=SIZE)
     if not student.is_dir():
         kind, model = load_student(STUDENT), read_model(str(teacher))
         kind.save(kind.build(model), student, model)
-    bundles = []
-    for checkpoint in (teacher, student):
-        bundle = work / f"{checkpoint.name}-{precision}"
-        if not bundle.is_dir():
-            with shown_progress() as progress:
-                edgevlm.compile(
-                    str(checkpoint), precision=precision, eval_data=_few(), output=bundle, progress=progress
-                )
-        bundles.append(bundle)
-    with shown_progress() as progress:
-        found = benchmark_bundles(
-            *bundles, n_threads=threads, protocol=with_rounds(ALL_STAY, rounds), progress=progress
-        )
-    for file in write_side_by_side(side_by_side(found), work):
-        if file.suffix in (".md", ".json"):
-            text = file.read_text(encoding="utf-8").replace(f"{work}/", "")
-            (results / f"published-sam{file.suffix}").write_text(text, encoding="utf-8")
-            click.echo(text if file.suffix == ".md" else "")
+    told = show_beside(
+        (teacher, student),
+        work=work,
+        results=results,
+        name="published-sam",
+        rounds=rounds,
+        threads=threads,
+        precision=precision,
+        eval_data=_few(),
+    )
+    click.echo(told)
 
 
 def _few() -> DataSet:

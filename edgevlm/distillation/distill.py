@@ -261,7 +261,7 @@ def _distill(
         pictures = TrainingPictures(
             data,
             augmentation=recipe.augmentation if is_training else "none",
-            seed=recipe.seed,
+            seed=recipe.data_seed,
             # Forms that no step comes to are not worth asking the teacher about.
             n_variants=min(recipe.n_variants, math.ceil(recipe.n_steps * recipe.batch_size / len(data))),
         )
@@ -444,7 +444,7 @@ def _as_many_as_are_seen(data: DataSet, recipe: Recipe) -> DataSet:
     n_seen = recipe.n_steps * recipe.batch_size
     if n_seen >= len(data):
         return data
-    chosen = np.sort(np.random.default_rng(recipe.seed).permutation(len(data))[:n_seen])
+    chosen = np.sort(np.random.default_rng(recipe.data_seed).permutation(len(data))[:n_seen])
     note = f"{n_seen} of {len(data)} pictures are used: {recipe.n_steps} steps of {recipe.batch_size} see no more."
     return replace(data.only([data.samples[i] for i in chosen]), notes=(*data.notes, note))
 

@@ -42,12 +42,16 @@ class Recipe(Spec, frozen=True, kw_only=True):
         n_accumulated: in so many parts each process takes its share of a batch.
         average: of the exponential moving average of the weights, which then is the student; 0 keeps none.
         precision: what the student's forward pass computes in; ``fp16`` needs a GPU.
-        augmentation: what is done to a picture before teacher and student see it, drawn from (seed, picture, variant).
+        augmentation: what is done to a picture before teacher and student see it, drawn from (data_seed, picture,
+            variant).
         n_variants: so many augmented versions of each picture are drawn; later epochs see them again. What a teacher
             says of each is computed once.
         top_k: of stored logits; 0 keeps all.
         inherits: start from the teacher's layers where the student's have the same shape.
         patience: without a better metric over so many checkpoints the training stops; 0 goes on to the end.
+        seed: of the student's first weights, the order of the pictures and what is drawn in a step.
+        data_seed: of crops, flips and prompts, and of which pictures a short training sees. What a teacher says follows
+            from it, so students of several ``seed`` learn from the same stored outputs.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Recipe(Spec, frozen=True, kw_only=True):
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 100
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    data_seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def load_recipe(name_or_path: str) -> Recipe:

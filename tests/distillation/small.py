@@ -91,7 +91,7 @@ class Terms(nn.Module):
 
 def make_pictures(folder: Path, recipe: Recipe = RECIPE) -> TrainingPictures:
     data = read_data_set(folder, labels=LABELS, task="image-classification")
-    return TrainingPictures(data, augmentation=recipe.augmentation, seed=recipe.seed, n_variants=recipe.n_variants)
+    return TrainingPictures(data, augmentation=recipe.augmentation, seed=recipe.data_seed, n_variants=recipe.n_variants)
 
 
 def make_lessons(pictures: TrainingPictures, folder: Path, *, progress: Progress = silent, **options: Any) -> Lessons:

@@ -84,6 +84,9 @@ def test_a_second_student_does_not_ask_the_teacher_again(
     monkeypatch.setattr(OnnxTeacher, "outputs", lambda *_: pytest.fail("the teacher was asked"))
     options = {**SHORT, "image_size": 64}
     distill(classifier, student="mobilevitv2-0.5", data=pictures, output=tmp_path / "two", **options)
+    distill(classifier, student=STUDENT, data=pictures, output=tmp_path / "three", seed=1, **SHORT)
+    one, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "three"))
+    assert one != three, "another seed starts from other weights"
 
 
 @pytest.mark.parametrize("recipe", ["labels", "pretrain"])
