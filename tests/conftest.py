@@ -44,3 +44,11 @@ def assets() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return ASSETS
+
+
+@pytest.fixture(scope="session")
+def mobilenet_and_pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """As ``tests.mobilenet`` finds or makes them."""
+    from tests import mobilenet
+
+    return mobilenet.mobilenet_and_pictures(tmp_path_factory.mktemp("mobilenet"))

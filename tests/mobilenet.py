@@ -12,12 +12,14 @@ from edgevlm.runtime.image import decode_image
 from tests import colours
 from tests.conftest import ASSETS
 
+_N_PER_CLASS = 32
 
-def mobilenet_and_pictures(folder: Path, *, n_per_class: int = 32) -> tuple[Path, Path]:
+
+def mobilenet_and_pictures(folder: Path) -> tuple[Path, Path]:
     """A Hugging Face folder of MobileNetV2 1.0, and labelled pictures: the trained one, or one made in ``folder``."""
     if ASSETS.is_dir():
         return ASSETS / "models" / "mobilenet-v2-imagenet", ASSETS / "data" / "imagenet-sample"
-    pictures = colours.write_pictures(folder / "pictures", n_per_class=n_per_class)
+    pictures = colours.write_pictures(folder / "pictures", n_per_class=_N_PER_CLASS)
     write_mobilenet(folder / "mobilenet", pictures)
     return folder / "mobilenet", pictures
 
@@ -25,7 +27,7 @@ def mobilenet_and_pictures(folder: Path, *, n_per_class: int = 32) -> tuple[Path
 def write_mobilenet(out: Path, pictures: Path) -> None:
     """MobileNetV2 1.0 as it was published, for 224 x 224, which tells the three colours apart.
 
-    Its weights are random and seeded, its batch norms have the statistics of the first 32 pictures of each colour, and
+    Its weights are random and seeded, its batch norms have the statistics of those pictures, and
     the head is fitted to their pooled features by least squares.
     """
     torch = pytest.importorskip("torch", reason="makes the model")
@@ -35,7 +37,7 @@ def write_mobilenet(out: Path, pictures: Path) -> None:
     config = transformers.MobileNetV2Config(id2label=names, label2id={name: i for i, name in names.items()})
     model = transformers.MobileNetV2ForImageClassification(config)
     processor = transformers.MobileNetV2ImageProcessorPil()
-    files = [(i, file) for i, label in names.items() for file in sorted((pictures / label).iterdir())[:32]]
+    files = [(i, file) for i, label in names.items() for file in sorted((pictures / label).iterdir())]
     seen = np.asarray(processor([decode_image(file) for _, file in files], return_tensors="np")["pixel_values"])
     settle(model, seen, input_name="pixel_values")
     with torch.no_grad():

@@ -13,7 +13,6 @@ from edgevlm.data import shapes
 from edgevlm.measure.protocol import QUICK
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.machine import describe_machine
-from tests.mobilenet import mobilenet_and_pictures
 
 TARGETS = ("cpu", "raspberry-pi-5", "rtx-40", "jetson-orin-nano")
 
@@ -31,7 +30,7 @@ def compiled(request, tmp_path_factory) -> CompiledEach:
         model, data = "demo", folder / "pictures"
         shapes.write_folder(data, n=200, seed=5)
     else:
-        model, data = mobilenet_and_pictures(folder)
+        model, data = request.getfixturevalue("mobilenet_and_pictures")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
         # A point of 32 pictures is less than one: three may differ.

@@ -32,7 +32,6 @@ from edgevlm.runtime.spec import Component, to_json
 from edgevlm.target import load_target, read_target, target_names, target_text
 from tests.conftest import ASSETS
 from tests.fast import FAST
-from tests.mobilenet import mobilenet_and_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -226,7 +225,7 @@ def clip(tmp_path_factory) -> Path:
         patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
         compiled = edgevlm.compile(
             str(folder / "model"), target="raspberry-pi-5", precision="int8-static", eval_data=folder / "pictures",
-            max_drop=1.0, **FAST, output=folder / "whole",
+            calibration="quick", max_drop=1.0, **FAST, output=folder / "whole",
         )  # fmt: skip
     shutil.rmtree(folder / "cache")  # some gigabytes
     whole = open_bundle(compiled.bundle)
@@ -257,15 +256,16 @@ def test_a_clip_answers_as_where_it_was_made(emulator, clip):
 def test_mobilenet_answers_the_same(cpu, emulator, mobilenet):
     found = verify_emulated(mobilenet, cpu)
     assert found, found.to_text()
-    # Trained weights: the same bytes. Random ones, fitted to noise, end a few codes apart. Measured: 3.0e-3.
-    bound = 0.0 if ASSETS.is_dir() else 0.006
+    # Trained weights: the same bytes. Of random ones a shortcut's sum, which is added in float, falls so near half a code
+    # that it is rounded the other way, and convolutions spread that. Measured: 3.0e-3.
+    bound = 0.0 if ASSETS.is_dir() else 0.01
     assert all(case.max_error <= bound for case in found.verification.cases) or found.note, found.to_text()
 
 
 @pytest.fixture(scope="module")
-def mobilenet(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mobilenet")
-    model, pictures = mobilenet_and_pictures(folder)
+def mobilenet(mobilenet_and_pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    model, pictures = mobilenet_and_pictures
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
         compiled = edgevlm.compile(
