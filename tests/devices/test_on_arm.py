@@ -256,8 +256,8 @@ def test_a_clip_answers_as_where_it_was_made(emulator, clip):
 def test_mobilenet_answers_the_same(cpu, emulator, mobilenet):
     found = verify_emulated(mobilenet, cpu)
     assert found, found.to_text()
-    # Trained weights: the same bytes. Of random ones a shortcut's sum, which is added in float, falls so near half a code
-    # that it is rounded the other way, and convolutions spread that. Measured: 3.0e-3.
+    # Trained weights: the same bytes. Of random ones a shortcut's sum, added in float, falls so near half a code that
+    # it is rounded the other way, and convolutions spread that. Measured: 3.0e-3.
     bound = 0.0 if ASSETS.is_dir() else 0.01
     assert all(case.max_error <= bound for case in found.verification.cases) or found.note, found.to_text()
 
