@@ -21,6 +21,7 @@ from edgevlm.cache import LAST_RUN, Run
 from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import SHAPES, read_data_set
 from edgevlm.data.splits import Splits, split, split_apart
+from edgevlm.data.trained_on import part_by_training
 from edgevlm.errors import UsageError, did_you_mean
 from edgevlm.extras import require_compile, silence_telemetry, tool_versions
 from edgevlm.ingest import read_model
@@ -369,11 +370,19 @@ def _read_splits(
             shapes_size=size,
         )
 
-    if isinstance(eval_data, DataSet):
-        return split(eval_data, n_calibrate=n_calibrate, seed=seed)
-    if calibration_data is not None and eval_data is not None and os.fspath(calibration_data) != os.fspath(eval_data):
-        return split_apart(read(calibration_data), read(eval_data), n_calibrate=n_calibrate, seed=seed)
-    return split(read(eval_data or calibration_data or SHAPES), n_calibrate=n_calibrate, seed=seed)
+    own = Path(model.source.location)
+    if (
+        not isinstance(eval_data, DataSet | None)
+        and calibration_data is not None
+        and os.fspath(calibration_data) != os.fspath(eval_data)
+    ):
+        _, fresh = part_by_training(read(eval_data), own)
+        return split_apart(read(calibration_data), fresh, n_calibrate=n_calibrate, seed=seed)
+    data = eval_data if isinstance(eval_data, DataSet) else read(eval_data or calibration_data or SHAPES)
+    taught, fresh = part_by_training(data, own)
+    if len(taught) >= n_calibrate:  # what a model was trained on is good enough to calibrate it on
+        return split_apart(taught, fresh, n_calibrate=n_calibrate, seed=seed)
+    return split(fresh, n_calibrate=n_calibrate, seed=seed)
 
 
 def _digests(splits: Splits) -> DataDigests:

@@ -33,6 +33,7 @@ from edgevlm.cli.progress import shown_progress
 from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import read_data_set
 from edgevlm.distillation.distill import DISTILLATION_FILE, Distillation
+from edgevlm.distillation.recipe import Recipe
 from edgevlm.distillation.students.facts import StudentBesideTeacher
 from edgevlm.distillation.teachers import TorchTeacher, teacher_of
 from edgevlm.extras import tool_versions
@@ -76,6 +77,7 @@ def main(
     click.echo(f"teacher: {_in_words(of_teacher)}")
     earlier = _earlier(results / f"{study.key}.json", study, teacher)
     facts = earlier.facts if earlier else None
+    timed_on = earlier.machine if earlier and earlier.facts else describe_machine().name
     runs = {(run.arm, run.seed): run for run in (earlier.runs if earlier else ())}
     # One seed of every arm before the next: a study that is cut short still compares.
     for seed in range(seeds):
@@ -83,9 +85,9 @@ def main(
             if (arm.name, seed) not in runs:
                 runs[arm.name, seed], known = _run(study, arm, seed, work, unseen, expected)
                 facts = facts or known
-                _write(results, _result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher))
+                _write(results, _result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher, timed_on))
             click.echo(f"{arm.name}, seed {seed}: {_in_words(runs[arm.name, seed].metrics)}")
-    click.echo(table(_result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher)))
+    click.echo(table(_result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher, timed_on)))
     if beside:
         best = max(runs.values(), key=lambda run: next(iter(run.metrics.values())))
         checkpoints = (Path(study.teacher), _folder(work, best.arm, best.seed))
@@ -114,8 +116,7 @@ def _run(
     folder = _folder(work, arm.name, seed)
     before = _folder(work, arm.after, seed) if arm.after else None
     recipe = msgspec.structs.replace(arm.recipe, seed=seed)
-    is_made = (folder / DISTILLATION_FILE).is_file() and _distillation(folder).recipe == recipe
-    if not is_made:
+    if not _is_made(folder, recipe, read_model(study.teacher).source.digest):
         with shown_progress() as progress:
             edgevlm.distill(
                 study.teacher,
@@ -141,6 +142,13 @@ def _run(
     ), made.facts
 
 
+def _is_made(folder: Path, recipe: Recipe, teacher_digest: str) -> bool:
+    if not (folder / DISTILLATION_FILE).is_file():
+        return False
+    made = _distillation(folder)
+    return (made.recipe, made.teacher_digest) == (recipe, teacher_digest)
+
+
 def _folder(work: Path, arm: str, seed: int) -> Path:
     return work / f"{arm.replace(' ', '-')}-{seed}"
 
@@ -160,6 +168,7 @@ def _result(
     teacher: TorchTeacher,
     n_unseen: int,
     of_teacher: dict[str, float],
+    timed_on: str,
 ) -> StudyResult:
     return StudyResult(
         study=study,
@@ -170,7 +179,7 @@ def _result(
         teacher_n_parameters=sum(p.numel() for p in teacher.module.parameters()),
         teacher_n_bytes=_weights(Path(study.teacher)),
         facts=facts,
-        machine=describe_machine().name,
+        machine=timed_on,
         runs=tuple(runs),
         versions={**tool_versions("torch", "transformers", "numpy"), "edgevlm": edgevlm.__version__},
     )

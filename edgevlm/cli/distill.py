@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ Examples:
 )
 @click.option("--data", metavar="DATA", help="Pictures to train on: folders by class, unlabelled, a CSV, shapes, ...")
 @click.option("--eval-data", metavar="DATA", help="Pictures to judge on; 10 % of --data, held out, if left out.")
-@click.option("--recipe", default="logits", show_default=True, help="A recipe's name, or a path to a TOML file.")
+@click.option("--recipe", help="A recipe's name, or a path to a TOML file; by the teacher's task if left out.")
 @click.option("--task", help="Where the teacher does not say it: a Hugging Face task name.")
 @click.option("--labels", callback=labels_option, help="Class names: a file with one a line, or a,b,c.")
 @click.option("--revision", help="Branch, tag or commit of a hub checkpoint.")
@@ -44,7 +45,7 @@ Examples:
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
-    help="Decides the student's first weights, the pictures' order and their crops.",
+    help="Decides the student's first weights and the pictures' order.",
 )
 @click.option("--teacher-outputs", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Where the teacher's outputs lie, or are to lie; the cache folder if left out.")  # fmt: skip
@@ -58,7 +59,7 @@ def distill_command(
     student: str,
     data: str | None,
     eval_data: str | None,
-    recipe: str,
+    recipe: str | None,
     task: str | None,
     labels: tuple[str, ...],
     revision: str | None,
@@ -121,6 +122,9 @@ def distilled_text(made: Distilled) -> str:
         f"{found.n_steps} steps of {found.recipe.batch_size} pictures, the weights of step {found.best_step}; "
         f"{found.n_parameters / 1e6:.2f} million parameters"
     )
+    n_judged = math.ceil(found.n_steps / found.recipe.checkpoint_every)
+    if found.recipe.patience and n_judged > 1:
+        lines.append(f"the best of {n_judged} checkpoints by these pictures, so it may be a little less good on others")
     lines += [f"note: {note}" for note in found.notes]
     lines.append(f"folder: {made.folder}; next: edgevlm compile {made.folder}")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,9 +26,10 @@ from edgevlm.bundle.write import check_destination
 from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import SHAPES, SHAPES_TRAINING_SEED, read_data_set
 from edgevlm.data.splits import MIN_PICTURES, hold_out
+from edgevlm.data.trained_on import part_by_training, trained_on, write_trained_on
 from edgevlm.distillation.fitting import fit_student, take_scale, teachers_scale
 from edgevlm.distillation.pictures import TrainingPictures
-from edgevlm.distillation.recipe import Recipe, load_recipe
+from edgevlm.distillation.recipe import DEFAULT_RECIPES, Recipe, load_recipe
 from edgevlm.distillation.students import STUDENTS, Student, load_student, refuse_task
 from edgevlm.distillation.students.facts import StudentBesideTeacher, StudentFacts
 from edgevlm.distillation.teacher_outputs import (
@@ -114,7 +115,7 @@ def distill(
     *,
     student: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
-    recipe: str | Recipe = "logits",
+    recipe: str | Recipe | None = None,
     output: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -140,7 +141,7 @@ def distill(
         student: a name in ``edgevlm.distillation.students.STUDENTS``, or the folder of one that this made: it learns
             on.
         data: pictures to train on, labelled or not, as ``read_data_set`` takes them; ``shapes`` are generated.
-        recipe: a built-in one's name, a TOML file, or the value itself.
+        recipe: a built-in one's name, a TOML file, or the value itself; the one for the teacher's task where left out.
         steps, batch_size, learning_rate, precision, seed: instead of the recipe's.
         eval_data: pictures to judge on; a part of ``data`` that training then never sees, where left out.
         image_size: of the student's pictures; where left out the teacher's own, or of a student that learns on its.
@@ -158,19 +159,23 @@ def distill(
     # A name is a name, whatever folder is called so.
     earlier = None if os.fspath(student) in STUDENTS else _earlier(Path(student))
     kind = load_student(earlier.distillation.student if earlier else os.fspath(student))
-    asked = _with_options(
-        load_recipe(recipe) if isinstance(recipe, str) else recipe,
-        n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
-    )  # fmt: skip
+    if isinstance(recipe, str):  # a wrong name or file is said before the teacher is read
+        recipe = load_recipe(recipe)
     if data is None:
         raise UsageError("There is nothing to train on.", hint=f"Pass --data with pictures, or --data {SHAPES}.")
     model = read_model(
         teacher, task=task, card=card, revision=revision, labels=labels, trust_remote_code=trust_remote_code
     )
     refuse_task(kind, model)
+    asked = _with_options(
+        recipe or load_recipe(DEFAULT_RECIPES[model.task]),
+        n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
+    )  # fmt: skip
     destination = Path(output) if output is not None else Path(f"{model.name}-{kind.name}")
     _check_output(destination, overwrite=overwrite)
     train_on, held_out = _read_data(model, tuple(labels) or model.labels, data, eval_data)
+    if earlier:
+        _, held_out = part_by_training(held_out, earlier.folder)
     train_on = _as_many_as_are_seen(train_on, asked)
     state = destination.parent / f".{destination.name}.training"
     state.mkdir(parents=True, exist_ok=True)
@@ -240,8 +245,10 @@ def _distill(
             their_texts=their_texts,
             data=held_out,
             has_labels=train_on.has_labels,
+            has_texts=texts is not None,
         )
-    for note in (*train_on.notes, *ready.notes):
+    notes = list(dict.fromkeys((*train_on.notes, *held_out.notes, *ready.notes)))
+    for note in notes:
         say(Note(note))
     facts = None
     if is_timed and accelerator.is_main_process:
@@ -254,7 +261,7 @@ def _distill(
     lessons: dict[str, Lessons] = {}
     of_what: dict[str, str] = {}
     for name, data, named, needs, top_k in (
-        ("train", train_on, texts, ready.needs, recipe.top_k),
+        ("train", train_on, texts, ready.needs, ready.top_k),
         ("held-out", held_out, their_texts, ready.judge_needs, 0),
     ):
         is_training = name == "train"
@@ -318,7 +325,7 @@ def _distill(
         )
     if not accelerator.is_main_process:
         return None
-    notes = [*train_on.notes, *ready.notes, *take_scale(learner, scale)]
+    notes += take_scale(learner, scale)
     if earlier:
         before = earlier.distillation
         notes.append(f"Starts from a student that learned {before.n_steps} steps by '{before.recipe.name}'.")
@@ -345,10 +352,11 @@ def _distill(
         student_metric=trained.metric,
         teacher_metric=judge.of_teacher(),
         facts=facts,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(notes),
     )
     with doing("write", str(destination), say):
-        _write(kind, learner.student, model, made, state, destination)
+        taught = {sample.digest for sample in train_on.samples} | (trained_on(earlier.folder) if earlier else set())
+        _write(kind, learner.student, model, made, taught, state, destination)
     return made
 
 
@@ -493,14 +501,26 @@ def _in_words(facts: StudentFacts) -> str:
 # --- what comes out ---------------------------------------------------------------------------------------
 
 
-def _write(kind: Student, student: nn.Module, model: Model, made: Distillation, state: Path, destination: Path) -> None:
-    """Whole, or not at all: a finished folder under its own name."""
+def _write(
+    kind: Student,
+    student: nn.Module,
+    model: Model,
+    made: Distillation,
+    taught: Set[str],
+    state: Path,
+    destination: Path,
+) -> None:
+    """Whole, or not at all: a finished folder under its own name.
+
+    Args: taught: digests of the pictures that it learned from.
+    """
     from edgevlm.distillation.trainer import LOG_FILE
 
     draft = destination.parent / f".{destination.name}.{os.getpid()}.partial"
     try:
         kind.save(student, draft, model)
         write_spec(draft / DISTILLATION_FILE, made)
+        write_trained_on(draft, taught)
         shutil.copyfile(state / LOG_FILE, draft / LOG_FILE)
         if (state / "tensorboard").is_dir():
             shutil.copytree(state / "tensorboard", draft / "tensorboard")

@@ -14,7 +14,7 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.distillation.recipe import Recipe
 from edgevlm.distillation.students import Student
 from edgevlm.distillation.teachers import Teacher, TorchTeacher
-from edgevlm.errors import UsageError
+from edgevlm.errors import UsageError, did_you_mean
 from edgevlm.model import Model
 from edgevlm.runtime.spec import ImageProcessing
 
@@ -36,12 +36,14 @@ class Pupil:
 
     Args:
         needs: of the teacher's outputs, for training; ``judge_needs`` for the held-out pictures.
+        top_k: so many logits are stored for training; 0 stands for all.
     """
 
     learner: Learner
     image: ImageProcessing
     n_classes: int | None
     needs: frozenset[str]
+    top_k: int
     judge_needs: frozenset[str]
     metric: str
     metric_needs: frozenset[str]
@@ -60,10 +62,13 @@ def fit_student(
     their_texts: Texts | None,
     data: DataSet,
     has_labels: bool,
+    has_texts: bool,
 ) -> Pupil:
     """The student for ``recipe``.
 
-    Args: earlier: a folder with weights to start from.
+    Args:
+        earlier: a folder with weights to start from.
+        their_texts, data: to judge on; ``has_labels`` and ``has_texts`` say what there is to train on.
     """
     import torch
 
@@ -91,6 +96,7 @@ def fit_student(
     n_tokens, mask_token = _tokens(model, student)
     torch.manual_seed(recipe.seed)  # of the objectives' own parameters
     objectives = make_objectives(recipe.terms, ours, theirs, n_tokens, mask_token)
+    objectives.refuse_data(has_labels=has_labels, has_texts=has_texts)
     has_prompts = "prompts" in objectives.batch_needs
     if "labels" in objectives.batch_needs and not has_labels:
         notes.append("The pictures have no labels, so what learns from labels has nothing to do.")
@@ -99,22 +105,37 @@ def fit_student(
     is_labelled = all(sample.label is not None for sample in data.samples)
     metric, metric_needs = choose_metric(ours, theirs, is_labelled=is_labelled, has_class_texts=has_class_texts)
     judge_needs = needs if metric == LOSS else metric_needs | ({"text_embeds"} & theirs.keys())
+    _freeze(student, recipe, kind)
     return Pupil(
         learner=Learner(
             kind,
-            student.requires_grad_(True),
+            student,
             objectives,
             decode=_decoder_of(student, teacher, image) if has_prompts else None,
         ),
         image=image,
         n_classes=n_classes,
         needs=needs,
+        top_k=recipe.top_k if objectives.reads_sparse else 0,
         judge_needs=judge_needs if their_texts is not None or metric == LOSS else judge_needs - {"text_embeds"},
         metric=metric,
         metric_needs=metric_needs,
         n_prompts=_N_PROMPTS if has_prompts else 0,
         notes=(*notes, *objectives.notes),
     )
+
+
+def _freeze(student: nn.Module, recipe: Recipe, kind: Student) -> None:
+    """Raises: UsageError: the recipe names a part that the student has not."""
+    student.requires_grad_(True)
+    parts = {name: part for name, part in student.named_modules() if name}
+    for name in recipe.frozen:
+        if name not in parts:
+            raise UsageError(
+                f"The recipe '{recipe.name}' lets '{name}' not learn, and '{kind.name}' has no part of that name.",
+                hint=did_you_mean(name, [each for each in parts if each.count(".") <= name.count(".")]),
+            )
+        parts[name].requires_grad_(False)
 
 
 def _take_up(student: nn.Module, folder: Path) -> None:

@@ -15,7 +15,9 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.distillation.pictures import TrainingPictures
 from edgevlm.distillation.step import Batch, Outputs
 from edgevlm.distillation.teacher_outputs import StoredOutputs
+from edgevlm.errors import DataError
 from edgevlm.model import Model
+from edgevlm.runtime.image import Size, place_picture
 from edgevlm.runtime.spec import Array, ImageProcessing
 from edgevlm.runtime.text import load_tokenizer, tokenize
 
@@ -38,14 +40,24 @@ class Texts:
 
 
 def texts_of(model: Model, data: DataSet) -> Texts | None:
-    """Each picture's caption where all have one, else its class in the model's template; None without either."""
+    """Each picture's caption where there are captions, else its class in the model's template; None without either.
+
+    Raises: DataError: some pictures have a caption and others have none.
+    """
     text = model.processing.text
     if text is None:
         return None
     is_labelled = bool(data.class_names) and all(sample.label is not None for sample in data.samples)
     classes = [text.prompt_template.replace("{}", name) for name in data.class_names] if is_labelled else []
     captions = [sample.caption for sample in data.samples]
-    if all(captions):
+    if any(captions):
+        without = [sample.name for sample in data.samples if not sample.caption]
+        if without:
+            raise DataError(
+                f"{len(without)} of the {len(data)} pictures of '{data.name}' have no caption; the first is "
+                f"'{without[0]}'.",
+                hint="Give them one, leave them out, or leave all captions out to train by class names.",
+            )
         distinct = {caption: len(classes) + number for number, caption in enumerate(dict.fromkeys(captions))}
         of_picture = [distinct[caption] for caption in captions]
     elif is_labelled:
@@ -86,10 +98,12 @@ class Lessons:
         indices = [row % len(self.pictures.data) for row in rows]
         labels = self.pictures.labels[indices]
         teacher = {name: torch.from_numpy(value) for name, value in self.stored.rows(rows).items()}
+        prompts, shown = self._prompts(rows) if self.n_prompts else (None, None)
         batch = Batch(
             pixel_values=torch.from_numpy(self.pictures.pixels(rows, self.image, is_kept=self.is_kept)),
             labels=torch.from_numpy(labels),  # -1 throughout where there are none: what learns from them is then 0
-            prompts=self._prompts(rows) if self.n_prompts else None,
+            prompts=prompts,
+            shown=shown,
         )
         if self.texts is None:
             return batch, teacher
@@ -104,10 +118,11 @@ class Lessons:
         )
         return with_texts, teacher
 
-    def _prompts(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def _prompts(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Of what is in each picture, where the data says it and the picture is whole, else of places in it.
 
-        Shapes: input_points [n, n_prompts, 2, 2] in the student's pixels, input_labels int64 [n, n_prompts, 2].
+        Shapes: input_points [n, n_prompts, 2, 2] in the student's pixels, input_labels int64 [n, n_prompts, 2]; and
+            where the pictures lie, bool [n, height, width].
         """
         from edgevlm.data.prompts import prompts_of_place, prompts_of_sample
         from edgevlm.runtime.tasks.mask_generation import decoder_prompts
@@ -123,7 +138,7 @@ class Lessons:
             asked.append([found[i] for i in draws.integers(len(found), size=self.n_prompts)])
             sizes.append(size)
         made = decoder_prompts(asked, sizes, self.image)
-        return {name: torch.from_numpy(value) for name, value in made.items()}
+        return {name: torch.from_numpy(value) for name, value in made.items()}, _where_shown(sizes, self.image)
 
     def class_texts(self) -> Batch | None:
         """The texts of all classes as a batch with one picture; None where there are none."""
@@ -137,6 +152,17 @@ class Lessons:
         )
 
 
+def _where_shown(sizes: Sequence[Size], image: ImageProcessing) -> Tensor:
+    """Shapes: bool [len(sizes), height, width]."""
+    shown = torch.zeros((len(sizes), image.height, image.width), dtype=torch.bool)
+    for mask, size in zip(shown, sizes, strict=True):
+        placed = place_picture(size, image)
+        top, left = round(placed.offset_y), round(placed.offset_x)
+        bottom, right = top + round(size[0] * placed.scale_y), left + round(size[1] * placed.scale_x)
+        mask[max(top, 0) : bottom, max(left, 0) : right] = True
+    return shown
+
+
 def on_device(batch: Batch, outputs: Outputs, device: torch.device) -> tuple[Batch, Outputs]:
     def move(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.to(device, non_blocking=True)
@@ -148,5 +174,6 @@ def on_device(batch: Batch, outputs: Outputs, device: torch.device) -> tuple[Bat
         attention_mask=move(batch.attention_mask),
         text_index=move(batch.text_index),
         prompts=None if batch.prompts is None else {name: value.to(device) for name, value in batch.prompts.items()},
+        shown=move(batch.shown),
     )
     return moved, {name: value.to(device, non_blocking=True) for name, value in outputs.items()}

@@ -9,7 +9,11 @@ import msgspec
 
 from edgevlm.data_files import read_toml
 from edgevlm.errors import UsageError, did_you_mean
+from edgevlm.families import CLASSIFY, FEATURES, MASKS, ZERO_SHOT
 from edgevlm.runtime.spec import Spec
+
+DEFAULT_RECIPES = {CLASSIFY: "logits", ZERO_SHOT: "clip-reinforced", FEATURES: "features", MASKS: "mobilesam"}
+"""By the teacher's task."""
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -48,6 +52,7 @@ class Recipe(Spec, frozen=True, kw_only=True):
             says of each is computed once.
         top_k: of stored logits; 0 keeps all.
         inherits: start from the teacher's layers where the student's have the same shape.
+        frozen: parts of the student that do not learn, by their names in the module: those that it has of its teacher.
         patience: without a better metric over so many checkpoints the training stops; 0 goes on to the end.
         seed: of the student's first weights, the order of the pictures and what is drawn in a step.
         data_seed: of crops, flips and prompts, and of which pictures a short training sees. What a teacher says follows
@@ -71,6 +76,7 @@ class Recipe(Spec, frozen=True, kw_only=True):
     n_variants: Annotated[int, msgspec.Meta(ge=1)] = 1
     top_k: Annotated[int, msgspec.Meta(ge=0)] = 0
     inherits: bool = False
+    frozen: tuple[str, ...] = ()
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 100
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0

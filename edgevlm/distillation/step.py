@@ -24,8 +24,10 @@ class Batch:
         text_index: which text belongs to each picture.
         prompts: points, boxes and masks of the task mask-generation, named as Transformers does: ``input_points``
             [n, p, k, 2] in pixels of ``pixel_values``, ``input_labels`` [n, p, k], ``input_boxes`` [n, p, 4].
+        shown: where ``pixel_values`` hold the picture and not what it was filled up with; null: everywhere.
 
-    Shapes: pixel_values [n, 3, height, width], labels int64 [n], input_ids int64 [m, length], text_index int64 [n].
+    Shapes: pixel_values [n, 3, height, width], labels int64 [n], input_ids int64 [m, length], text_index int64 [n],
+        shown bool [n, height, width].
     """
 
     pixel_values: Tensor
@@ -34,6 +36,7 @@ class Batch:
     attention_mask: Tensor | None = None
     text_index: Tensor | None = None
     prompts: Mapping[str, Tensor] | None = None
+    shown: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +45,8 @@ class Step:
 
     Args:
         teacher: without gradient; live, or as it was stored.
-        run: the student over another batch, for objectives that mask or alter what it sees.
+        run: the student over the batch with other pictures or other texts, for objectives that mask or alter what it
+            sees; gives the outputs for these.
         decode: a mask decoder of SAM's, the student's or the teacher's ("student", "teacher"), over image embeddings
             and prompts; for objectives with prompts alone.
         gather: every process's rows of a tensor, with gradient; the tensor itself where there is one process. What is

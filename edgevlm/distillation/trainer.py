@@ -63,12 +63,17 @@ class Learner(nn.Module):
     ) -> dict[str, Tensor]:
         """Every term of the loss, unweighted."""
 
+        needs = self.objectives.student_needs
+
         def run(other: Batch) -> dict[str, Tensor]:
-            return self.kind.outputs(self.student, other, self.objectives.student_needs)
+            # The other tower would say the same again.
+            has_other_texts = other.input_ids is not batch.input_ids
+            names = frozenset(name for name in needs if name.startswith("text_") == has_other_texts)
+            return self.kind.outputs(self.student, other, names)
 
         step = Step(
             batch=batch,
-            student=run(batch),
+            student=self.kind.outputs(self.student, batch, needs),
             teacher=teacher,
             run=run,
             gather=gather,
@@ -177,6 +182,8 @@ def train(
     say = progress if accelerator.is_main_process else silent
     if first:
         say(Note(f"The training goes on after step {first} of {recipe.n_steps}."))
+    elif checkpoint.note:
+        say(Note(checkpoint.note))
     log = Log(folder / LOG_FILE, n_done=first, is_main=accelerator.is_main_process)
     speed = Speed()
     n_done = first

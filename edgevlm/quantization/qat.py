@@ -30,6 +30,7 @@ from edgevlm.compiler import Compiled, compile_job, prepare
 from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import SHAPES, SHAPES_TRAINING_SEED, read_data_set
 from edgevlm.data.splits import hold_out
+from edgevlm.data.trained_on import part_by_training
 from edgevlm.errors import DataError, GateError, MissingToolError, ModelError, UsageError, did_you_mean
 from edgevlm.evaluation.evaluation import Drop, compare_evaluations
 from edgevlm.export import export_graph, graph_of, open_source, traced_program
@@ -266,9 +267,11 @@ def _read_data(
         eval_data = eval_data or SHAPES
     else:
         train_on = read(data)
+    own = Path(model.source.location)
     if eval_data is None:
-        return hold_out(train_on, share=_HELD_OUT_SHARE)
-    held_out = read(eval_data, n_shapes=_N_SHAPES_HELD_OUT)
+        train_on, held_out = hold_out(train_on, share=_HELD_OUT_SHARE)
+        return train_on, part_by_training(held_out, own)[1]
+    _, held_out = part_by_training(read(eval_data, n_shapes=_N_SHAPES_HELD_OUT), own)
     taken = {sample.digest for sample in held_out.samples}
     train_on = train_on.only([sample for sample in train_on.samples if sample.digest not in taken])
     if not train_on.samples:
@@ -334,6 +337,11 @@ def _quantize(
     from edgevlm.training.processes import PATIENCE, must_use_cpu
 
     accelerator = Accelerator(cpu=must_use_cpu(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    if training.batch_size % accelerator.num_processes:
+        raise UsageError(
+            f"{accelerator.num_processes} processes cannot share a batch of {training.batch_size} pictures evenly.",
+            hint=f"Pass a --batch-size that {accelerator.num_processes} divides.",
+        )
     if accelerator.device.type == "cpu":
         keep_memory()
     say = progress if accelerator.is_main_process else silent

@@ -19,7 +19,7 @@ from torch.nn import functional
 from edgevlm.data.content import map_in_threads
 from edgevlm.data.data_set import DataSet
 from edgevlm.errors import DataError, ModelError
-from edgevlm.progress import Progress, StepProgress, silent
+from edgevlm.progress import Note, Progress, StepProgress, silent
 from edgevlm.quantization.fake_graph import FakeQuantized, trainable
 from edgevlm.quantization.fine_tuning import Training
 from edgevlm.quantization.teaching import Lesson, Texts
@@ -97,6 +97,8 @@ def train(
     optimizer = torch.optim.AdamW(list(parameters.values()), betas=_BETAS, weight_decay=training.weight_decay)
     checkpoint = Checkpoint(folder, identity, student.module, optimizer)
     first = checkpoint.load()
+    if checkpoint.note:
+        progress(Note(checkpoint.note))
     module, optimizer = accelerator.prepare(student.module, optimizer)
     module.train()
     log = Log(folder / "training.jsonl", n_done=first, is_main=accelerator.is_main_process)
@@ -110,7 +112,8 @@ def train(
         pixels = pictures.rows(mine).to(accelerator.device)
         labels = pictures.labels[mine].to(accelerator.device)
         loss, n_right = loss_of(module(pixels)[0], lesson.answers(mine, pixels), labels)
-        value = accelerator.reduce(loss.detach(), "mean").item()
+        told = torch.stack([loss.detach(), loss.new_tensor(n_right / len(mine))])
+        value, share_right = accelerator.reduce(told, "mean").tolist()
         if not math.isfinite(value):
             raise ModelError(
                 f"Training diverged: the loss is {value} at step {step}.", hint="Pass a smaller --learning-rate."
@@ -122,7 +125,7 @@ def train(
         row = {
             "step": step,
             "loss": value,
-            "metric": n_right / len(mine),
+            "metric": share_right,
             "learning_rate": rate_at(step, training),
             "pictures_per_s": speed.add(training.batch_size),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -21,7 +22,8 @@ class Checkpoint:
     """The state of a training as one safetensors file: weights, optimizer, random numbers; no pickle.
 
     Args:
-        identity: digest of everything that decides the result; the file of another training is left alone.
+        identity: digest of everything that decides the result; the file of another training only gets
+            another name.
         more: further tensors that the training changes in place, such as a moving average of the weights.
     """
 
@@ -37,6 +39,8 @@ class Checkpoint:
         self.file = folder / "checkpoint.safetensors"
         self.facts: dict[str, str] = {}
         """What ``save`` was told beside the tensors, once ``load`` has found it."""
+        self.note = ""
+        """What ``load`` found instead, a sentence."""
         self._identity = identity
         self._module = module
         self._optimizer = optimizer
@@ -52,7 +56,10 @@ class Checkpoint:
         write_tensors(self.file, tensors, {"identity": self._identity, "n_done": str(n_done), **(facts or {})})
 
     def load(self) -> int:
-        """Put the state back; the number of steps that were done, 0 where there is no checkpoint of this training."""
+        """Put the state back; the number of steps that were done, 0 where there is no checkpoint of this training.
+
+        A file that is another's, or damaged, gets another name, so that nothing is lost that took hours.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not self.file.is_file():
@@ -62,9 +69,9 @@ class Checkpoint:
                 about = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError):
-            return 0
+            return self._set_aside("is damaged")
         if about.get("identity") != self._identity:
-            return 0
+            return self._set_aside(f"is of a training with other settings, after step {about.get('n_done', '?')}")
         with torch.no_grad():
             for name, value in self._state().items():
                 value.copy_(tensors[f"model.{name}"])
@@ -78,6 +85,13 @@ class Checkpoint:
         torch.set_rng_state(tensors["random"])
         self.facts = {name: value for name, value in about.items() if name not in _OWN}
         return int(about["n_done"])
+
+    def _set_aside(self, why: str) -> int:
+        kept = self.file.with_name("checkpoint.earlier.safetensors")
+        with contextlib.suppress(OSError):  # of several processes one comes first
+            self.file.replace(kept)
+        self.note = f"The checkpoint '{self.file}' {why}; it is now called '{kept.name}', and training begins anew."
+        return 0
 
     def _state(self) -> dict[str, Tensor]:
         """Weights and buffers, each once: a range that two places share has one name."""

@@ -34,6 +34,7 @@ class Objectives(nn.Module):
     Args:
         student_needs, teacher_needs: outputs by name. Where logits were stored sparse, ``logits`` of a teacher stands
             for ``logits.values``, ``logits.indices`` and ``logits.rest``.
+        reads_sparse: whatever asks for the teacher's ``logits`` takes them so.
         batch_needs: fields of ``Batch``; a term with ``prompts`` calls ``Step.decode`` as well.
         notes: what was added so that student and teacher fit together.
         weights: by the keys of what a call gives.
@@ -45,6 +46,7 @@ class Objectives(nn.Module):
         names = _unique([term.objective for term in terms])
         self.student_needs = frozenset(need for term in read for need in term.student)
         self.teacher_needs = frozenset(need for term in read for need in term.teacher)
+        self.reads_sparse = all(term.objective.reads_sparse for term in read if "logits" in term.teacher)
         self.batch_needs = frozenset(need for term in read for need in term.objective.batch)
         self.weights = {name: term.weight for name, term in zip(names, terms, strict=True)}
         self.heads = nn.ModuleDict({name: term.make(sizes) for name, term in zip(names, read, strict=True)})
@@ -54,15 +56,25 @@ class Objectives(nn.Module):
         """The value of each term, unweighted; a second term of an objective is called ``name#2``."""
         for need in sorted(self.batch_needs):
             if getattr(step.batch, need) is None:
-                users = [name for name, head in self.heads.items() if need in _objective_of(name).batch]
-                raise UsageError(
-                    f"The objective '{users[0]}' needs {_DATA[need]}, and the data set has none.",
-                    hint=f"Take a data set with {_DATA[need]}, or leave the term out of the recipe.",
-                )
+                raise self._lacking(need)
         device = step.batch.pixel_values.device.type
         full = _in_float32(step, device, self.student_needs, self.teacher_needs)
         with torch.autocast(device, enabled=False):
             return {name: head(full) for name, head in self.heads.items()}
+
+    def refuse_data(self, *, has_labels: bool, has_texts: bool) -> None:
+        """Raises: UsageError: a term needs texts and there are none, or all learn from labels that are not there."""
+        if "input_ids" in self.batch_needs and not has_texts:
+            raise self._lacking("input_ids")
+        if not has_labels and all("labels" in _objective_of(name).batch for name in self.heads):
+            raise self._lacking("labels")
+
+    def _lacking(self, need: str) -> UsageError:
+        user = next(name for name in self.heads if need in _objective_of(name).batch)
+        return UsageError(
+            f"The objective '{user}' needs {_DATA[need]}, and the data set has none.",
+            hint=f"Take a data set with {_DATA[need]}, or a recipe without the objective.",
+        )
 
     def scales(self) -> dict[str, float]:
         """What the terms with a contrastive scale have learned, by term: a student that gives probabilities takes it

@@ -52,6 +52,7 @@ class Objective:
         student, teacher: outputs by name; ``{output}`` stands for the option so called.
         batch: fields of ``Batch`` beside the pictures.
         n_axes: of one row of those outputs; 0 where any will do.
+        reads_sparse: takes a teacher's ``logits`` as their largest few too.
         same: how far these outputs must agree between student and teacher.
     """
 
@@ -62,6 +63,7 @@ class Objective:
     teacher: tuple[str, ...] = ()
     batch: tuple[str, ...] = ()
     n_axes: int = 0
+    reads_sparse: bool = False
     same: Literal["", "channels", "shape"] = ""
 
     def options(self) -> type[msgspec.Struct]:

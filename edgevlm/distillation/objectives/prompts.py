@@ -20,7 +20,8 @@ def prompts(step: Step, *, n_rounds: Count = 2) -> Tensor:
     """How far the student's masks are from the teacher's, for the same prompts, through the mask decoder.
 
     After each round but the last every prompt gets one more point, drawn from where the two disagree. The teacher's
-    masks count as cut at 0. Cross entropy and dice weigh the same, rounds do too.
+    masks count as cut at 0. Cross entropy and dice weigh the same, rounds do too. What a picture was filled up with to
+    be a square counts for nothing, as in EdgeSAM's training.
 
     Args:
         n_rounds: EdgeSAM's own training asks twice.
@@ -40,22 +41,42 @@ def prompts(step: Step, *, n_rounds: Count = 2) -> Tensor:
     for left in reversed(range(n_rounds)):
         student = step.decode("student", step.student["image_embeds"], asked)
         with torch.no_grad():
-            teacher = step.decode("teacher", step.teacher["image_embeds"], asked)
+            teacher = dict(step.decode("teacher", step.teacher["image_embeds"], asked))
+            teacher["pred_masks"] = _as_large_as(student["pred_masks"], teacher["pred_masks"])
         target = (teacher["pred_masks"] > 0).float()
-        total = total + F.binary_cross_entropy_with_logits(student["pred_masks"], target)
-        total = total + dice(student["pred_masks"], target).mean()
+        shown = _shown(step, target).float()
+        wrong = F.binary_cross_entropy_with_logits(student["pred_masks"], target, reduction="none") * shown
+        total = total + wrong.sum() / shown.expand_as(wrong).sum()
+        total = total + dice(student["pred_masks"], target, shown).mean()
         if left:
             asked = with_point(step, asked, student, teacher)
     return total / n_rounds
 
 
-def dice(masks: Tensor, target: Tensor) -> Tensor:
+def _as_large_as(mine: Tensor, theirs: Tensor) -> Tensor:
+    """A teacher's masks at the size of a student's that sees smaller pictures."""
+    if mine.shape[-2:] == theirs.shape[-2:]:
+        return theirs
+    resized = F.interpolate(theirs.flatten(0, 1), mine.shape[-2:], mode="bilinear", align_corners=False)
+    return resized.unflatten(0, theirs.shape[:2])
+
+
+def _shown(step: Step, masks: Tensor) -> Tensor:
+    """Where the pixels of masks [n, p, c, h, w] are of the picture: bool [n, 1, 1, h, w]."""
+    height, width = masks.shape[-2:]
+    if step.batch.shown is None:
+        return masks.new_ones((len(masks), 1, 1, height, width), dtype=torch.bool)
+    return F.interpolate(step.batch.shown[:, None].float(), (height, width), mode="area")[:, None] > 0.5
+
+
+def dice(masks: Tensor, target: Tensor, shown: Tensor | float = 1.0) -> Tensor:
     """1 - 2 |A ∩ B| / (|A| + |B|) of each mask, with 1 added above and below for empty ones.
 
+    Args:    shown: 1 where pixels count, 0 elsewhere.
     Shapes:  masks (before the sigmoid) and target [.., h, w] -> [..].
     """
-    shares = masks.sigmoid().flatten(-2)
-    target = target.flatten(-2)
+    shares = (masks.sigmoid() * shown).flatten(-2)
+    target = (target * shown).flatten(-2)
     return 1 - (2 * (shares * target).sum(-1) + 1) / (shares.sum(-1) + target.sum(-1) + 1)
 
 
@@ -68,7 +89,7 @@ def with_point(step: Step, asked: Mapping[str, Tensor], student: Outputs, teache
         best = teacher["iou_scores"].argmax(-1) if "iou_scores" in teacher else None
         mine, theirs = (best_masks(outputs["pred_masks"], best) > 0 for outputs in (student, teacher))
         height, width = mine.shape[-2:]
-        differ = (mine != theirs).flatten(-2)
+        differ = ((mine != theirs) & _shown(step, student["pred_masks"])[:, :, 0]).flatten(-2)
         count = differ.sum(-1)
         nth = (draw(step, *count.shape) * count).long().clamp(max=(count - 1).clamp(min=0))
         place = (differ.cumsum(-1) > nth[..., None]).int().argmax(-1)
