@@ -30,7 +30,7 @@ from edgevlm.report.spec import CandidateRow, Report, Status
 from edgevlm.runtime.bundle import Bundle, named_files, open_bundle
 from edgevlm.runtime.machine import describe_machine, emulated_cpu
 from edgevlm.runtime.spec import BundleForm, Latency, Manifest, Spec, from_json, to_json
-from edgevlm.runtime.verify import verify_form
+from edgevlm.runtime.verify import NO_ENGINE, verify_form
 from edgevlm.search.choose import FLOAT, Choice, Trial, choose
 from edgevlm.search.spec import Candidate, Timing, Variant
 from edgevlm.search.trials import GraphTrials, combined_ratio, measurements_of, members_of
@@ -165,6 +165,9 @@ def _checked(bundle: Bundle, progress: Progress) -> dict[str, _Checked]:
     progress(StepStarted("verify", f"{len(forms)} forms, raw picture to answer"))
     for i, form in enumerate(forms):
         progress(StepProgress("verify", i / len(forms), form.name))
+        if form.status != "ready":
+            found[form.name] = _Checked(failure=NO_ENGINE)
+            continue
         try:
             check = verify_form(bundle.in_form(form))
         except EdgeVLMError as error:

@@ -22,6 +22,7 @@ from edgevlm.runtime.backends import tensorrt, trtexec
 from edgevlm.runtime.bundle import open_bundle
 from edgevlm.runtime.engine import BuildSettings, read_card
 from edgevlm.runtime.engine_layers import read_layers
+from edgevlm.runtime.verify import NO_ENGINE
 from tests.fast import FAST
 from tests.runtime.backends.tensorrt_stand_in import FakeCuda, FakeTensorRt
 from tests.runtime.backends.trtexec_stand_in import calls_of, save_trtexec
@@ -299,6 +300,16 @@ def test_graphs_that_wait_for_the_device_say_so(jetson, capsys):
     assert "not profiled: It is no engine yet: TensorRT builds an engine on the GPU" in capsys.readouterr().out
     assert exit_code_of(["inspect", str(jetson)]) == 0
     assert "needs device build: TensorRT builds an engine on the GPU" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_form_that_waits_for_its_engine_is_left_out_where_tensorrt_is(jetson, tmp_path, module, capsys):
+    module()
+    assert exit_code_of(["verify", str(jetson)]) == 0
+    assert f"tensorrt-fp16: not run here: {NO_ENGINE}" in capsys.readouterr().out
+    assert exit_code_of(["tune", str(jetson), "-o", str(tmp_path / "tuned"), "--rounds", "6", "-q", "--json"]) == 0
+    tuned = json.loads(capsys.readouterr().out)
+    assert tuned["chosen"] == "fp32"
+    assert {form["reason"] for form in tuned["forms"] if form["name"] != "fp32"} == {NO_ENGINE}
 
 
 # --- engines that are not for this machine ----------------------------------------------------------------
