@@ -30,11 +30,11 @@ from edgevlm.lowering.ready_made import find_ready_made
 from edgevlm.measure.environment import describe_environment, fingerprint
 from edgevlm.measure.spec import Protocol
 from edgevlm.model import Model
-from edgevlm.plan import PRECISIONS, Budgets, DataDigests, Precision, Request, Step, plan
+from edgevlm.plan import PRECISIONS, TEXT_ENCODER, Budgets, DataDigests, Precision, Request, Step, plan
 from edgevlm.progress import Note, Progress, StepFinished, StepStarted, silent
 from edgevlm.quantization.calibration import load_recipe
 from edgevlm.report.spec import Report, StepRow
-from edgevlm.runtime.engine import ShapeRange
+from edgevlm.runtime.engine import AskedRange, ShapeRange
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Manifest, Spec
 from edgevlm.steps.finish import assemble_report, bundle_files
@@ -123,7 +123,7 @@ def prepare(
     search_minutes: float = 4.0,
     keep_float: Sequence[str] = (),
     quantized: str | os.PathLike[str] | None = None,
-    shapes: Mapping[str, ShapeRange] | None = None,
+    shapes: Mapping[str, ShapeRange | AskedRange] | None = None,
     text_length: int | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -327,21 +327,33 @@ def _checked_length(model: Model, length: int | None) -> int | None:
     return length
 
 
-def _checked_shapes(model: Model, batch: int | None, shapes: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
+def _checked_shapes(
+    model: Model, batch: int | None, shapes: Mapping[str, ShapeRange | AskedRange]
+) -> dict[str, AskedRange]:
     """Raises: UsageError: a range is for no input of the model, or does not suit it."""
-    inputs = {spec.name: spec.shape for graph in model.graphs for spec in graph.inputs}
+    inputs = {
+        # As many texts as there are labels, whatever the batch.
+        spec.name: tuple(
+            batch if size == "batch" and batch is not None and graph.name != TEXT_ENCODER else size
+            for size in spec.shape
+        )
+        for graph in model.graphs
+        for spec in graph.inputs
+    }
+    found = {}
     for name, asked in shapes.items():
         if name not in inputs:
             raise UsageError(f"No input of the model is called '{name}'.", hint=did_you_mean(name, inputs))
-        shape = tuple(batch if size == "batch" and batch is not None else size for size in inputs[name])
+        found[name] = AskedRange(min=asked.min, opt=asked.opt, max=asked.max)
+        span, shape = found[name].as_given(), inputs[name]
         fixed = {i: size for i, size in enumerate(shape) if isinstance(size, int)}
-        if len(asked.min) != len(shape) or any(not asked.min[i] == asked.max[i] == n for i, n in fixed.items()):
+        if len(span.min) != len(shape) or any(not span.min[i] == span.max[i] == n for i, n in fixed.items()):
             words = "×".join(map(str, shape))
             raise UsageError(
-                f"'{name}' is {words}, and cannot be {asked.describe()}.",
+                f"'{name}' is {words}, and cannot be {span.describe()}.",
                 hint="Only what has a name can vary; --batch free frees the batch.",
             )
-    return dict(shapes)
+    return found
 
 
 def _own_labels(model: Model) -> tuple[str, ...]:

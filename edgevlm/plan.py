@@ -9,7 +9,7 @@ import msgspec
 from edgevlm.measure.spec import Protocol
 from edgevlm.model import Model
 from edgevlm.quantization.calibration import CalibrationRecipe
-from edgevlm.runtime.engine import ShapeRange
+from edgevlm.runtime.engine import AskedRange
 from edgevlm.runtime.spec import Spec
 from edgevlm.target import Target
 
@@ -47,7 +47,7 @@ class Request(Spec, frozen=True, kw_only=True):
         keep_float: patterns of nodes that stay in float.
         ready_made: digests of graphs that compete as they are.
         is_measured: the target is at hand, so that candidates are timed against each other.
-        shapes: sizes that an engine is built for, by input.
+        shapes: sizes that an engine is to be built for, by input.
         text_length: tokens that every text has; None leaves texts at their own length, where the tower allows it.
     """
 
@@ -64,7 +64,7 @@ class Request(Spec, frozen=True, kw_only=True):
     keep_float: tuple[str, ...] = ()
     ready_made: dict[str, str] = {}
     is_measured: bool = True
-    shapes: dict[str, ShapeRange] = {}
+    shapes: dict[str, AskedRange] = {}
     text_length: int | None = None
 
 

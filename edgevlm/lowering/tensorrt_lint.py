@@ -80,12 +80,17 @@ def lint(
     return tuple(finding for rule in RULES for finding in rule(facts))
 
 
-def check_graph(graph: Path, *, shapes: Mapping[str, ShapeRange] | None = None) -> None:
+def check_graph(
+    graph: Path,
+    *,
+    shapes: Mapping[str, ShapeRange] | None = None,
+    fed: Sequence[Mapping[str, tuple[int, ...]]] = (),
+) -> None:
     """``lint``, where any finding is an error.
 
     Raises: ModelError: TensorRT would reject the graph or compute something else.
     """
-    findings = lint(graph, shapes=shapes)
+    findings = lint(graph, shapes=shapes, fed=fed)
     if not findings:
         return
     first, n_more = findings[0], len(findings) - 1

@@ -59,26 +59,59 @@ class ShapeRange(Spec, frozen=True, kw_only=True):
         return low if low == high else f"{low} to {high}"
 
 
-def ranges_from_text(least: str | None, best: str | None, most: str | None) -> dict[str, ShapeRange]:
-    """Ranges as trtexec takes them, ``name:1x3x224x224,other:1x77`` three times; what is left out is as its neighbour.
+class AskedRange(Spec, frozen=True, kw_only=True):
+    """Sizes of an input that were asked for; what is null is chosen where it is known which dimensions are free."""
+
+    min: Sizes | None = None
+    opt: Sizes | None = None
+    max: Sizes | None = None
+
+    def __post_init__(self) -> None:
+        self.as_given()
+
+    def as_given(self) -> ShapeRange:
+        """With its neighbour for what is null: right of dimensions that are fixed.
+
+        Raises: ValueError: nothing was asked for, or the sizes do not fit together.
+        """
+        low, high = self.min or self.opt or self.max, self.max or self.opt or self.min
+        if low is None or high is None:
+            raise ValueError("no sizes")
+        return ShapeRange(min=low, opt=self.opt or low, max=high)
+
+    def completed(self, shape: tuple[int | str, ...], *, usual: ShapeRange) -> ShapeRange:
+        """The range to build for: from 1 on where ``shape`` is free, and tuned for the nearest to what is usual.
+
+        Args: usual: the range of whoever asks for none.
+        """
+        given = self.as_given()
+        low = self.min or tuple(
+            1 if isinstance(size, str) else least for size, least in zip(shape, given.min, strict=True)
+        )
+        best = self.opt or tuple(map(_clipped, usual.opt, low, given.max))
+        return ShapeRange(min=low, opt=best, max=given.max)
+
+
+def _clipped(size: int, low: int, high: int) -> int:
+    return min(max(size, low), high)
+
+
+def ranges_from_text(least: str | None, best: str | None, most: str | None) -> dict[str, AskedRange]:
+    """Ranges as trtexec takes them, ``name:1x3x224x224,other:1x77`` three times.
 
     Raises: UsageError: that is no list of sizes, or the three do not fit together.
 
     Example:
-        >>> ranges_from_text(None, "x:1x3", "x:8x3")["x"].min
-        (1, 3)
+        >>> ranges_from_text(None, None, "x:8x3")["x"].max
+        (8, 3)
     """
-    given = [_sizes_from_text(text) if text else None for text in (least, best, most)]
-    known = [each for each in given if each is not None]
-    if not known:
-        return {}
-    low = given[0] or given[1] or known[0]
-    high = given[2] or given[1] or known[-1]
-    middle = given[1] or low
-    if not low.keys() == middle.keys() == high.keys():
+    given = [_sizes_from_text(text) if text else {} for text in (least, best, most)]
+    first: dict[str, tuple[int, ...]] = next((each for each in given if each), {})
+    if any(each.keys() != first.keys() for each in given if each):
         raise UsageError("--min-shapes, --opt-shapes and --max-shapes name different inputs.", hint="Name the same.")
+    low, middle, high = given
     try:
-        return {name: ShapeRange(min=low[name], opt=middle[name], max=high[name]) for name in low}
+        return {name: AskedRange(min=low.get(name), opt=middle.get(name), max=high.get(name)) for name in first}
     except ValueError as error:
         raise UsageError(f"These shapes do not fit together: {error}.", hint="Give min ≤ opt ≤ max.") from error
 

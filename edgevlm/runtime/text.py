@@ -17,8 +17,8 @@ from edgevlm.runtime.spec import Array, TextProcessing
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Texts in a call: a thousand at once would need gigabytes of activations.
-_BATCH = 32
+MOST_TEXTS = 32
+"""In a call: a thousand at once would need gigabytes of activations."""
 
 
 def load_tokenizer(file: Path, processing: TextProcessing) -> Tokenizer:
@@ -65,7 +65,7 @@ def embed_texts(
     Shapes: [n_texts, d], in the order of the texts; n_texts above 0.
     """
     order = _by_length(texts, tokenizer, processing)
-    parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+    parts = [order[start : start + MOST_TEXTS] for start in range(0, len(order), MOST_TEXTS)]
     rows = np.concatenate([embed(tokenize([texts[i] for i in part], tokenizer, processing)) for part in parts])
     given: Array = np.empty_like(rows)
     given[order] = rows
@@ -75,7 +75,7 @@ def embed_texts(
 def _by_length(texts: Sequence[str], tokenizer: Tokenizer, processing: TextProcessing) -> list[int]:
     """Indices of the texts, the shortest first, where their lengths matter."""
     order = list(range(len(texts)))
-    if processing.padding == "max_length" or len(texts) <= _BATCH:
+    if processing.padding == "max_length" or len(texts) <= MOST_TEXTS:
         return order
     n_tokens = [sum(encoding.attention_mask) for encoding in tokenizer.encode_batch(list(texts))]
     return sorted(order, key=n_tokens.__getitem__)

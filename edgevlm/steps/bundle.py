@@ -32,11 +32,12 @@ from edgevlm.runtime.spec import (
     Provenance,
     SessionOptions,
 )
+from edgevlm.runtime.tasks.mask_generation import MASK_DECODER, decoder_prompts
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult, Variant
 from edgevlm.steps.confirm import Confirmation
 from edgevlm.steps.engines import EngineFiles, as_data, engine_files
-from edgevlm.steps.inputs import TOKENIZER, processing_files, processing_folder, processing_of
+from edgevlm.steps.inputs import TOKENIZER, processing_files, processing_folder, processing_of, text_inputs
 from edgevlm.steps.judging import open_pipeline, scoring_of
 from edgevlm.steps.requires import requires_of
 from edgevlm.store import read_spec, write_spec
@@ -131,7 +132,7 @@ def _placed(work: Work, found: SearchResult, name: str, *, form: str = "") -> Pl
         # Graphs are called so from their export on; weights beside them are found by their name, so they keep it.
         sources: dict[str, Path | bytes] = {Path(file).name: search / file for file in variant.files}
         if is_gpu(variant.backend):
-            engine = engine_files(work, variant)
+            engine = engine_files(work, variant, fed=_fed(work, variant.graph))
             sources = dict(engine.files)
         paths = {f"{folder}/{file}": source for file, source in sources.items()}
         components.append(_component(work, variant, tuple(paths)))
@@ -270,6 +271,24 @@ def _golden_labels(work: Work) -> tuple[str, ...]:
     from edgevlm.data.shapes import class_names
 
     return class_names()[:4] if work.job.model.processing.text else ()
+
+
+def _fed(work: Work, graph: str) -> tuple[dict[str, int], ...]:
+    """What a graph is fed, by the name of each free dimension: one question, and what golden vectors ask."""
+    if graph == TEXT_ENCODER:
+        text = processing_of(work).text
+        assert text is not None, "a text tower comes with its processing"
+        texts = [text.prompt_template.replace("{}", label) for label in _golden_labels(work)]
+        found = [text_inputs(work.job, asked, text)["input_ids"].shape for asked in (texts[:1], texts)]
+        return tuple({"batch": n, "sequence": length} for n, length in found)
+    if graph == MASK_DECODER:
+        image = work.job.model.processing.image
+        cases = zip(_golden_prompts(work), _golden_shapes(work), strict=True)
+        found = [
+            decoder_prompts([asked], [each.image.shape[:2]], image)["input_points"].shape[1:3] for asked, each in cases
+        ]
+        return tuple({"batch": 1, "prompts": n, "points": n_points} for most, n_points in found for n in (1, most))
+    return ({"batch": 1},)
 
 
 def _processing(processing: Processing, *, has_text: bool) -> Processing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,13 @@ from edgevlm.lowering.tensorrt_engine import (
     trtexec_line,
 )
 from edgevlm.lowering.tensorrt_lint import check_graph
+from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import StepProgress
 from edgevlm.runtime.backends import load_backend
-from edgevlm.runtime.spec import to_json
+from edgevlm.runtime.engine import AskedRange
+from edgevlm.runtime.spec import TensorSpec, to_json
+from edgevlm.runtime.tasks.mask_generation import MASK_DECODER, MOST_PROMPTS
+from edgevlm.runtime.text import MOST_TEXTS
 from edgevlm.search.spec import Variant
 from edgevlm.steps.variants import file_digest
 from edgevlm.store import code_digest, read_spec
@@ -31,7 +35,10 @@ from edgevlm.store import code_digest, read_spec
 Status = Literal["ready", "needs device build"]
 
 _MOST_ROWS = 8
-"""Of a batch that is free, where nobody says more."""
+_MOST_ROWS_OF = {TEXT_ENCODER: MOST_TEXTS, MASK_DECODER: 1}
+"""Of a batch that is free, where nobody asks for others; texts and prompts come as the pipeline puts them together."""
+_MOST_POINTS = 8
+"""Of a prompt, the corners of its box among them, where nobody asks for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +59,15 @@ class EngineFiles:
         object.__setattr__(self, "status", "needs device build" if self.why_not_built else "ready")
 
 
-def engine_files(work: Work, variant: Variant) -> EngineFiles:
+def engine_files(work: Work, variant: Variant, *, fed: Sequence[Mapping[str, int]]) -> EngineFiles:
     """The engine of a graph, built once and then looked up, or the graph with what builds it.
 
-    Raises: ModelError: TensorRT rejects the graph, or would compute something else.
+    Args:   fed: sizes that the engine must take, by the name of the free dimension.
+    Raises: ModelError: TensorRT rejects the graph, or would compute something else, or the engine is not for ``fed``.
     """
     graph = work.inputs["search"] / variant.file
     settings = settings_of(work, variant)
-    check_graph(graph, shapes=settings.shapes)
+    check_graph(graph, shapes=settings.shapes, fed=[_sizes(_exported(work, variant).inputs, each) for each in fed])
     why = _why_not_here(settings)
     if why:
         sources: dict[str, Path | bytes] = {Path(file).name: work.inputs["search"] / file for file in variant.files}
@@ -84,35 +92,47 @@ def engine_files(work: Work, variant: Variant) -> EngineFiles:
 
 def settings_of(work: Work, variant: Variant) -> BuildSettings:
     """For the target's GPU, with a range of sizes for each free dimension."""
-    exported = read_spec(work.inputs[f"export:{variant.graph}"] / "exported.json", Exported)
-    asked = work.job.request.shapes
-    ranges = {}
-    for spec in exported.inputs:
-        if spec.name in asked:
-            ranges[spec.name] = asked[spec.name]
-        elif any(isinstance(size, str) for size in spec.shape):
-            ranges[spec.name] = ShapeRange(
-                min=_sizes(spec.shape, 1, 1),
-                opt=_sizes(spec.shape, 1, _length(work)),
-                max=_sizes(spec.shape, _MOST_ROWS, _length(work)),
-            )
-    capability = work.job.target.compute_capability
+    text, capability = work.job.model.processing.text, work.job.target.compute_capability
     return BuildSettings(
         backend="tensorrt-rtx" if variant.backend == "tensorrt-rtx" else "tensorrt",
-        shapes=ranges,
+        shapes=shape_ranges(
+            variant.graph,
+            _exported(work, variant).inputs,
+            asked=work.job.request.shapes,
+            text_length=text.max_length if text else 1,
+        ),
         # The full TensorRT builds for the GPU at hand alone.
         compute_capabilities=(capability,) if variant.backend == "tensorrt-rtx" else (),
     )
 
 
-def _sizes(shape: tuple[int | str, ...], n_rows: int, length: int) -> tuple[int, ...]:
-    """Free dimensions are the batch, which stands first, and the length of texts."""
-    return tuple(size if isinstance(size, int) else n_rows if i == 0 else length for i, size in enumerate(shape))
+def shape_ranges(
+    graph: str, inputs: Sequence[TensorSpec], *, asked: Mapping[str, AskedRange], text_length: int
+) -> dict[str, ShapeRange]:
+    """What each input of a graph may be where it is free: as asked for, else what the pipeline feeds.
+
+    Args: text_length: of the longest text.
+    """
+    sizes = {"sequence": (1, text_length, text_length), "prompts": (1, 1, MOST_PROMPTS), "points": (1, 2, _MOST_POINTS)}
+    rows = (1, 1, _MOST_ROWS_OF.get(graph, _MOST_ROWS))
+    ranges = {}
+    for spec in inputs:
+        known = [(size,) * 3 if isinstance(size, int) else sizes.get(size, rows) for size in spec.shape]
+        low, best, high = zip(*known, strict=True)
+        usual = ShapeRange(min=low, opt=best, max=high)
+        span = asked[spec.name].completed(spec.shape, usual=usual) if spec.name in asked else usual
+        # trtexec refuses the sizes of a graph that leaves none free, even the right ones; of wrong ones the lint tells.
+        if span != usual or any(isinstance(size, str) for size in spec.shape):
+            ranges[spec.name] = span
+    return ranges
 
 
-def _length(work: Work) -> int:
-    text = work.job.model.processing.text
-    return text.max_length if text else 1
+def _sizes(inputs: Sequence[TensorSpec], fed: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    return {spec.name: tuple(size if isinstance(size, int) else fed[size] for size in spec.shape) for spec in inputs}
+
+
+def _exported(work: Work, variant: Variant) -> Exported:
+    return read_spec(work.inputs[f"export:{variant.graph}"] / "exported.json", Exported)
 
 
 def _why_not_here(settings: BuildSettings) -> str:

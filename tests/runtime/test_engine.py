@@ -12,6 +12,7 @@ import pytest
 
 from edgevlm.errors import BundleError
 from edgevlm.runtime.engine import (
+    AskedRange,
     BuildSettings,
     EngineCard,
     ShapeRange,
@@ -69,6 +70,12 @@ def test_settings_are_read_strictly(wrong):
     data = {"backend": "tensorrt", **wrong}
     with pytest.raises(msgspec.ValidationError):
         from_json(msgspec.json.encode(data), BuildSettings)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"min": (2,), "max": (1,)}, {"opt": (1, 3), "max": (8,)}])
+def test_asked_for_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(ValueError, match="sizes"):
+        AskedRange(**sizes)
 
 
 def test_settings_and_cards_write_back_to_the_same_text():

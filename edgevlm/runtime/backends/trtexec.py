@@ -51,7 +51,8 @@ _N_PROFILED = 20
 # What trtexec says after the sentence that tells why.
 _CONSEQUENCES = (
     "engine set up failed", "failed to create engine", "engine could not be created", "building engine failed",
-    "parsing model failed", "failed to parse onnx file", "inference set up failed", "error occurred during inference",
+    "parsing model failed", "failed to parse onnx file", "network and config setup failed", "inference set up failed",
+    "error occurred during inference",
 )  # fmt: skip
 _NO_GPU = ("no cuda-capable device", "cannot find any available devices", "driver version is insufficient")
 _NO_SPACE = ("saving engine to file failed", "no space left on device")

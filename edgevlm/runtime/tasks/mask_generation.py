@@ -31,7 +31,7 @@ IMAGE_ENCODER, MASK_DECODER = "image_encoder", "mask_decoder"
 
 _BOX_CORNERS = (2, 3)
 _NO_POINT = -1
-_MOST_PROMPTS = 16
+MOST_PROMPTS = 16
 """In a call of the decoder, which holds the image's embeddings once for each: SAM's take 4 MB."""
 
 
@@ -201,7 +201,7 @@ def _calls(prompts: Sequence[Prompt]) -> Iterable[list[int]]:
     for i, prompt in enumerate(prompts):
         by_length[len(_labels(prompt))].append(i)
     for rows in by_length.values():
-        yield from (rows[start : start + _MOST_PROMPTS] for start in range(0, len(rows), _MOST_PROMPTS))
+        yield from (rows[start : start + MOST_PROMPTS] for start in range(0, len(rows), MOST_PROMPTS))
 
 
 def _labels(prompt: Prompt) -> tuple[int, ...]:

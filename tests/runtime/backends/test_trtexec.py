@@ -158,6 +158,13 @@ def test_a_build_that_hangs_is_stopped(use, tmp_path: Path, monkeypatch):
         built(use(fails="hangs"), tmp_path)
 
 
+def test_sizes_for_a_graph_of_fixed_sizes_are_refused(use, tmp_path: Path):
+    graph = save_cnn(tmp_path / "model.onnx", batch=1)
+    with pytest.raises(ModelError, match=r"could not build 'model\.onnx': Static model does not take explicit shapes"):
+        use().build(graph, tmp_path / "model.engine", settings=SETTINGS)
+    use().build(graph, tmp_path / "model.engine", settings=BuildSettings(backend="tensorrt"))
+
+
 def test_engines_ahead_of_time_are_not_its_business(use, tmp_path: Path):
     settings = BuildSettings(backend="tensorrt-rtx", compute_capabilities=("8.9",))
     with pytest.raises(UsageError, match="for the GPU at hand alone"):

@@ -110,7 +110,26 @@ def show_device():
     say("I", "")
 
 
+def has_free_sizes():
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(OPTIONS["--onnx"], as_written(), providers=["CPUExecutionProvider"])
+    return any(not isinstance(size, int) for each in session.get_inputs() for size in each.shape)
+
+
+def as_written():
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    return settings
+
+
 def build():
+    if "--minShapes" in OPTIONS and not has_free_sizes():
+        fail("Static model does not take explicit shapes since the shape of inference tensors will be determined by "
+             "the model itself", "Network And Config setup failed", "Building engine failed",
+             "Failed to create engine from model or file.", "Engine set up failed")
     if PLAYS["fails"] == "node":
         say("E", '[TRT] ModelImporter.cpp:949: While parsing node number 3 [Col2Im -> "unfolded"]:')
         say("E", "[TRT] ModelImporter.cpp:950: --- Begin node ---")
@@ -149,9 +168,7 @@ def load():
     if not data.startswith(b"engine:"):
         fail("[TRT] IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion "
              "stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match.)", "Engine set up failed")
-    settings = ort.SessionOptions()
-    settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(data[7:], settings, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(data[7:], as_written(), providers=["CPUExecutionProvider"])
     given, files = sizes(OPTIONS.get("--shapes", "")), dict(pairs(OPTIONS["--loadInputs"]))
     kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
     feeds = {}
