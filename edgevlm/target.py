@@ -16,6 +16,7 @@ from edgevlm.runtime.machine import Machine, describe_machine
 from edgevlm.runtime.spec import Spec
 
 HOST = "host"
+ARCHES = ("x86-64", "aarch64")
 
 GPU_BACKENDS = frozenset({"tensorrt", "tensorrt-rtx"})
 
@@ -99,6 +100,10 @@ class Target(Spec, frozen=True, kw_only=True):
             raise ValueError(f"compute_capability: '{self.compute_capability}' is not like 8.7")
         if any(is_gpu(backend) for backend in self.backends) and not self.compute_capability:
             raise ValueError("compute_capability: its backends need a GPU, and it names none")
+        if any(is_gpu(backend) for backend in self.backends) and self.activation_sign == "u8":
+            raise ValueError("activation_sign: TensorRT takes signed bytes alone, so it must be 's8'")
+        if self.emulated_as and self.arch != "aarch64":
+            raise ValueError(f"emulated_as: aarch64 processors alone are emulated, and this is {self.arch}")
 
 
 def load_target(name_or_path: str) -> Target:
@@ -127,7 +132,26 @@ def read_target(name_or_path: str) -> Target:
             f"The target file '{path}' calls itself '{target.name}', but its file name says '{path.stem}'.",
             hint=f'Set name = "{path.stem}" or rename the file.',
         )
+    _check_arch(target, path)
     return target
+
+
+def _check_arch(target: Target, path: Path) -> None:
+    """That a file's architecture is known, and that nothing is said which `resolved` would not heed."""
+    known = {*ARCHES, describe_machine().arch, HOST}  # a machine of another architecture may describe itself
+    if target.arch not in known:
+        raise UsageError(
+            f"The target file '{path}' is for '{target.arch}', which is no architecture that is known.",
+            hint=did_you_mean(target.arch, known),
+        )
+    if target.arch != HOST:
+        return
+    plain = Target(name=target.name, description=target.description, arch=HOST, sources=target.sources)
+    if told := [name for name in target.__struct_fields__ if getattr(target, name) != getattr(plain, name)]:
+        raise UsageError(
+            f"The target file '{path}' says {', '.join(told)}, but with arch = '{HOST}' the machine says that.",
+            hint="Leave it out, or change what `edgevlm targets detect -o FILE` writes.",
+        )
 
 
 def target_names() -> tuple[str, ...]:

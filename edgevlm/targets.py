@@ -10,7 +10,7 @@ import msgspec
 from edgevlm.errors import EdgeVLMError, StoreError, UsageError
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.machine import describe_machine
-from edgevlm.target import Target, host_target, load_target, pick_backends, read_target, target_names, target_text
+from edgevlm.target import Target, host_target, load_target, read_target, target_names, target_text
 
 __all__ = ["detect", "list", "show", "validate"]
 
@@ -85,10 +85,13 @@ def _sourced(target: Target, words: str) -> Target:
 
 
 def validate(path: str) -> Target:
-    """Read a target file and check that what it names exists.
+    """Read a target file and check that what it names exists; its backends need not be installed here.
 
     Raises: UsageError: what is wrong with it, and where.
     """
     target = load_target(path)
-    pick_backends(target, ())
+    if target.emulated_as:
+        from edgevlm.devices.emulated import check_cpu  # loads what emulation takes
+
+        check_cpu(target.emulated_as)
     return target

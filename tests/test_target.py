@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevlm import targets
+from edgevlm.cli.main import exit_code_of
+from edgevlm.data_files import data_folder
 from edgevlm.errors import EdgeVLMError, MissingToolError, ModelError, UsageError
 from edgevlm.measure.peak import Peak, Rate
 from edgevlm.runtime.backends import load_backend
@@ -149,6 +151,11 @@ def test_another_machine_is_told_apart():
         ('arch = "x86-64"\nopset = 21\nonnx_ir = 9', "opset 21 needs 10"),
         ('arch = "x86-64"\n[runtimes]\nopenvino = "2026.4"', "openvino is not among the backends"),
         ('arch = "x86-64"\ncompute_capability = "sm_89"', "not like 8.7"),
+        ('arch = "armv7"', "'armv7', which is no architecture"),
+        ('arch = "host"\nn_cores = 2\nactivation_sign = "s8"', "says n_cores, activation_sign, but with arch"),
+        ('arch = "x86-64"\nemulated_as = "cortex-a76"', "aarch64 processors alone are emulated"),
+        ('arch = "aarch64"\nemulated_as = "cortex-a67"', "'cortex-a67' is no processor that can be emulated"),
+        ('arch = "x86-64"\nbackends = ["tensorrt"]\ncompute_capability = "9.0"', "signed bytes alone"),
     ],
 )
 def test_a_target_that_contradicts_itself_is_refused(tmp_path, lines, word):
@@ -156,6 +163,17 @@ def test_a_target_that_contradicts_itself_is_refused(tmp_path, lines, word):
     file.write_text(f'name = "board"\ndescription = ""\n{lines}\n')
     with pytest.raises(UsageError, match=word):
         targets.validate(str(file))
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_a_right_target_is_right_whatever_is_installed_here(name, monkeypatch, capsys):
+    for backend in ("onnxruntime.OnnxRuntime", "openvino.OpenVino", "tensorrt.TensorRt"):
+        monkeypatch.setattr(f"edgevlm.runtime.backends.{backend}.version", lambda self: None)
+    file = str(data_folder("targets") / f"{name}.toml")
+    assert exit_code_of(["targets", "validate", file]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{file}: ok (")
+    assert all(f"\n{backend}: unavailable: " in said for backend in load_target(name).backends)
 
 
 def test_a_backend_must_exist_and_suit_the_target():

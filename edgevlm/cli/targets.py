@@ -66,20 +66,21 @@ def validate_command(file: str, output: Output) -> None:
     from edgevlm import targets
 
     found = targets.validate(file)
-    output.value(found, f"{file}: ok ({found.description})")
+    output.value(found, lambda: "\n".join((f"{file}: ok ({found.description})", *_unavailable(found))))
 
 
 def _text(target: Any) -> str:
     """A target file, with a comment for each backend that cannot be used here."""
-    from edgevlm.target import missing_backends, target_text
+    from edgevlm.target import target_text
 
-    missing = missing_backends(target).items()
-    return "\n".join(
-        [
-            target_text(target).rstrip(),
-            *(f"# {name}: unavailable: {_why(name)}; {how}" for name, how in missing),
-        ]
-    )
+    return "\n".join((target_text(target).rstrip(), *(f"# {line}" for line in _unavailable(target))))
+
+
+def _unavailable(target: Any) -> list[str]:
+    """A line for each backend that cannot be used here."""
+    from edgevlm.target import missing_backends
+
+    return [f"{name}: unavailable: {_why(name)}; {how}" for name, how in missing_backends(target).items()]
 
 
 def _why(name: str) -> str:
