@@ -56,10 +56,13 @@ class BuiltForm(Spec, frozen=True, kw_only=True):
 
 
 class Built(Spec, frozen=True, kw_only=True):
-    """What ``edgevlm build`` made, and where it is."""
+    """What ``edgevlm build`` made, and where it is; falsy where no form got an engine that ships."""
 
     bundle: str
     forms: tuple[BuiltForm, ...]
+
+    def __bool__(self) -> bool:
+        return any(not form.failure for form in self.forms)
 
 
 def build(
@@ -160,13 +163,15 @@ def _built(bundle: Bundle, form: BundleForm, folder: Path, progress: Progress) -
 def _tool(settings: BuildSettings, form: BundleForm) -> TrtExec | None:
     """What builds an engine here: the Python module, which is null, where it can, else ``trtexec``.
 
-    Raises: MissingToolError: neither can.
+    Raises: MissingToolError: neither can, or what does is older than the form needs.
     """
     backend = load_backend(settings.backend)
     assert isinstance(backend, TensorRt), "engines are built for TensorRT alone"
     missing = backend.why_unavailable()
     if settings.backend != "tensorrt" or (missing is None and backend.missing_device() is None):
-        return None
+        if missing is None:
+            _check_version(form, settings, "its Python module", backend.version() or "")
+        return None  # and the module says what it lacks
     found = trtexec.find_trtexec()
     if found is None and missing is None:
         return None  # and the module says what else is missing
@@ -176,13 +181,17 @@ def _tool(settings: BuildSettings, form: BundleForm) -> TrtExec | None:
             hint="Run: pip install 'edgevlm[tensorrt]' (on a Jetson: sudo apt install python3-libnvinfer), or for "
             "trtexec: sudo apt install libnvinfer-bin",
         )
-    least = form.requires.backends.get("tensorrt", "")
-    if release(found.version) < release(least):
-        raise MissingToolError(
-            f"The form '{form.name}' needs TensorRT {least} or newer, and '{found.program}' is of {found.version}.",
-            hint=f"Install TensorRT {least} or newer.",
-        )
+    _check_version(form, settings, f"'{found.program}'", found.version)
     return found
+
+
+def _check_version(form: BundleForm, settings: BuildSettings, tool: str, version: str) -> None:
+    title, least = TITLES[settings.backend], form.requires.backends.get(settings.backend, "")
+    if release(version) < release(least):
+        raise MissingToolError(
+            f"The form '{form.name}' needs {title} {least} or newer, and {tool} is of {version}.",
+            hint=f"Install {title} {least} or newer.",
+        )
 
 
 def _written(bundle: Bundle, made: Mapping[str, _Made], place: Path) -> Path:

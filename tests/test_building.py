@@ -167,7 +167,7 @@ def test_trtexec_alone_builds_checks_and_profiles(jetson, tmp_path, use, capsys)
 
 def test_an_engine_that_answers_otherwise_is_left_out(jetson, tmp_path, use, capsys):
     use(adds=0.7)
-    assert exit_code_of(["build", str(jetson), "-o", str(tmp_path / "built"), "-q"]) == 0
+    assert exit_code_of(["build", str(jetson), "-o", str(tmp_path / "built"), "-q"]) == 1
     said = capsys.readouterr().out
     assert "no engine: 'golden/0.png' is off by" in said and "built by" not in said
     bundle = open_bundle(tmp_path / "built")
@@ -239,6 +239,13 @@ def test_the_module_builds_checks_and_profiles_where_it_is(jetson, tmp_path, use
         assert (form.built_by, form.failure, form.unchecked, form.unprofiled) == ("TensorRT 10.3.0", "", "", "")
         assert form.max_error < 1e-3 and form.layers["image_encoder"].measured_by == "TensorRT 10.3.0"
     assert not [call for call in calls_of(program) if any(each.startswith("--loadEngine") for each in call)]
+
+
+def test_a_module_that_is_too_old_is_refused(jetson, tmp_path, nowhere, module, capsys):
+    module().__version__ = "10.2.0"
+    assert exit_code_of(["build", str(jetson), "-o", str(tmp_path / "built"), "-q"]) == 3
+    assert "needs TensorRT 10.3 or newer, and its Python module is of 10.2.0." in capsys.readouterr().err
+    assert not (tmp_path / "built").exists()
 
 
 @pytest.fixture

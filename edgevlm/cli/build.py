@@ -22,7 +22,7 @@ _N_SLOWEST = 5
               help="A folder, or a file ending in .evlm; BUNDLE-built if left out.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there already.")
 @output_options
-def build_command(bundle: Path, destination: Path | None, overwrite: bool, output: Output) -> None:
+def build_command(bundle: Path, destination: Path | None, overwrite: bool, output: Output) -> int:
     """Build the TensorRT engines that BUNDLE needs, on the device that will run them.
 
     TensorRT's Python module does it, or `trtexec` alone. Each engine's answers are compared with the golden vectors,
@@ -38,6 +38,7 @@ def build_command(bundle: Path, destination: Path | None, overwrite: bool, outpu
     with output.progress() as progress:
         found = build(bundle, output=place, overwrite=overwrite, progress=progress)
     output.value(found, lambda: built_text(found))
+    return 0 if found else 1
 
 
 def built_text(found: Built) -> str:
