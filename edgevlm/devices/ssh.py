@@ -106,8 +106,13 @@ class Address:
     @property
     def login(self) -> str:
         """What a user types to get there."""
+        config = f"-F {shlex.quote(self.config_file)} " if self.config else ""
         port = f"-p {self.port} " if self.port else ""
-        return f"ssh {port}{self.user + '@' if self.user else ''}{self.host}"
+        return f"ssh {config}{port}{self.user + '@' if self.user else ''}{self.host}"
+
+    @property
+    def config_file(self) -> str:
+        return str(Path(self.config).expanduser())
 
 
 def parse_address(text: str) -> Address:
@@ -390,7 +395,7 @@ class _Connection:
         """Run Python code there over the shared connection."""
         where = self.address
         command = [
-            "ssh", *(["-F", str(Path(where.config).expanduser())] if where.config else []),
+            "ssh", *(["-F", where.config_file] if where.config else []),
             *(part for option in _OPTIONS for part in ("-o", option)),
             "-o", f"ControlMaster={'yes' if is_master else 'no'}", "-S", self._socket.replace("%", "%%"),
             *(["-p", str(where.port)] if where.port else []), *(["-l", where.user] if where.user else []),
@@ -445,12 +450,11 @@ def _connection_error(address: Address, said: str, *, was_there: bool) -> Missin
     Args: was_there: the device had answered before.
     """
     name = address.name
-    known = f"{f'[{address.host}]:{address.port}' if address.port else address.host}"
     if "IDENTIFICATION HAS CHANGED" in said:
         return MissingToolError(
             f"{name} shows another host key than the one that is known for it: it was set up anew, or is not the "
             "device that it claims to be.",
-            hint=f"If it was set up anew, run: ssh-keygen -R {shlex.quote(known)}; then {address.login}, once.",
+            hint=f"If it was set up anew, run: {_forgetting(address, said)}; then {address.login}, once.",
         )
     if "Host key verification failed" in said or "host key is known" in said:
         return MissingToolError(
@@ -469,6 +473,18 @@ def _connection_error(address: Address, said: str, *, was_there: bool) -> Missin
         f"The connection to {name} is lost: {last}." if was_there else f"{name} cannot be reached: {last}.",
         hint=f"Check that the device is on and that this works: {address.login}",
     )
+
+
+def _forgetting(address: Address, said: str) -> str:
+    """What removes the key that ssh holds against a host, under the name and in the file that ssh itself says.
+
+    An alias or a configuration's HostName, Port, HostKeyAlias or UserKnownHostsFile may change both.
+    Source: OpenSSH's sshconnect.c, check_host_key.
+    """
+    name = re.search(r"host key for (\S+) has changed", said, re.IGNORECASE)
+    file = re.search(r"^Offending (?:\S+ )?key in (.+):\d+$", said, re.MULTILINE)
+    known = address.host if address.port in (None, 22) else f"[{address.host}]:{address.port}"
+    return shlex.join(["ssh-keygen", "-R", name[1] if name else known, *(["-f", file[1]] if file else [])])
 
 
 class _Session:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 import tomllib
 
 from edgevlm.devices import open_device
-from edgevlm.devices.ssh import BASE_LIBRARIES, LEAST_PYTHON, LIBRARIES_OF_3_10, Address, parse_address
+from edgevlm.devices.ssh import (
+    BASE_LIBRARIES,
+    LEAST_PYTHON,
+    LIBRARIES_OF_3_10,
+    Address,
+    _connection_error,
+    parse_address,
+)
 from edgevlm.devices.trees import runtime_tree
 from edgevlm.errors import UsageError
 
@@ -52,6 +60,24 @@ def test_what_is_no_address_is_refused_before_ssh_sees_it(text: str, words: str)
         parse_address(text)
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "command"),
+    [
+        (("Offending ED25519 key in /home/me/my hosts:3", "Host key for board has changed and you have requested"),
+         "ssh-keygen -R board -f '/home/me/my hosts'"),
+        (("Offending key in /etc/hosts:12", "ED25519 host key for [10.0.0.2]:22 has changed and you have requested"),
+         "ssh-keygen -R '[10.0.0.2]:22' -f /etc/hosts"),
+        ((), "ssh-keygen -R '[pi]:2222'"),
+    ],
+)  # fmt: skip
+def test_a_changed_host_key_is_removed_where_ssh_says_that_it_is(lines: tuple[str, ...], command: str):
+    said = "\n".join(("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", *lines))
+    address = Address(host="pi", port=2222, config="~/my config")
+    hint = _connection_error(address, said, was_there=False).hint
+    login = f"ssh -F {shlex.quote(str(Path.home() / 'my config'))} -p 2222 pi"
+    assert hint == f"If it was set up anew, run: {command}; then {login}, once."
 
 
 def test_an_unknown_kind_of_device_is_named():

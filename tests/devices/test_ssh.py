@@ -380,7 +380,8 @@ def _wait_for(condition) -> None:
 def test_an_unreachable_device(server: Server):
     address = server.address(port=1)
     error = refused(address, "cannot be reached: .*Connection refused")
-    assert error.hint.endswith(f"ssh -p 1 {server.name.replace(f':{server.port}', '')}")
+    config = shlex.quote(str(server.folder / "ssh_config"))
+    assert error.hint.endswith(f"ssh -F {config} -p 1 {server.name.replace(f':{server.port}', '')}")
 
 
 def test_a_name_that_nobody_knows(server: Server):
@@ -399,12 +400,14 @@ def test_a_host_key_that_is_not_known(server: Server):
     assert "fingerprint" in error.hint
 
 
-def test_a_host_key_that_has_changed(server: Server):
-    known = server.folder / "changed"
-    known.write_text(f"[127.0.0.1]:{server.port} {(server.folder / 'stranger_key.pub').read_text()}")
-    config = server.config("moved", UserKnownHostsFile=str(known))
+@pytest.mark.parametrize("alias", ["", "board"])
+def test_a_host_key_that_has_changed(server: Server, alias: str):
+    known, name = server.folder / "changed", alias or f"[127.0.0.1]:{server.port}"
+    known.write_text(f"{name} {(server.folder / 'stranger_key.pub').read_text()}")
+    changes = {"HostKeyAlias": alias} if alias else {}
+    config = server.config("moved", UserKnownHostsFile=str(known), **changes)
     error = refused(server.address(config=config), "shows another host key")
-    assert f"ssh-keygen -R '[127.0.0.1]:{server.port}'" in error.hint
+    assert f"run: {shlex.join(['ssh-keygen', '-R', name, '-f', str(known)])}; then ssh -F " in error.hint
 
 
 _SLEEPS = ("Path(os.environ['EDGEVLM_CACHE'], 'pid').write_text(str(os.getpid()))", "time.sleep(300)")
