@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.devices import Device
-from edgevlm.errors import UsageError
+from edgevlm.errors import BundleError, UsageError
 from edgevlm.runtime.spec import from_json
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ def verify_on(device: Device, bundle: Path) -> Verification:
 def benchmark_on(
     device: Device, bundles: Sequence[Path], *, n_threads: int | None = None, n_rounds: int | None = None
 ) -> BundleBenchmark:
-    """``edgevlm.benchmark``, but on the device.
+    """``edgevlm.benchmark``, but on the device, once every bundle was verified there.
 
-    Raises: UsageError: the device is emulated, so that its times mean nothing. EdgeVLMError: as ``Device.run``.
+    Raises: UsageError: the device is emulated, so that its times mean nothing. BundleError: a bundle answers otherwise
+        there. EdgeVLMError: as ``Device.run``.
     """
     from edgevlm.measure.bundles import BundleBenchmark
 
@@ -39,6 +40,12 @@ def benchmark_on(
             f"{device.name} is emulated: how long it takes says nothing of the device.",
             hint="Verify there, and benchmark on the device itself.",
         )
+    for bundle in bundles:
+        if not (found := verify_on(device, bundle)):
+            raise BundleError(
+                f"'{bundle}' was not timed, for on {device.name} it does not answer as it should: {found.reasons[0]}",
+                hint="Run `edgevlm verify` with the same --device to see every golden picture.",
+            )
     options: list[str | Path] = [*bundles[1:], "-v"]
     if n_threads is not None:
         options += ["--threads", str(n_threads)]

@@ -23,7 +23,7 @@ from edgevlm.devices.ssh import SshDevice, open_ssh
 from edgevlm.devices.verbs import benchmark_on, verify_on
 from edgevlm.errors import BundleError, DataError, EdgeVLMError, MissingToolError, StoreError, UsageError
 from edgevlm.measure.bundles import WHOLE
-from edgevlm.progress import Event, Note, StepProgress
+from edgevlm.progress import Event, Note, StepProgress, StepStarted
 from edgevlm.runtime.bundle import open_bundle
 from edgevlm.runtime.verify import verify_bundle
 from tests.devices.server import Server, python_that, script
@@ -72,6 +72,8 @@ def test_benchmark_times_bundles_there_under_the_names_they_have_here(server: Se
     assert any("round 6 of 6" in detail for detail in details)
     assert not any(str(server.cache) in detail for detail in details), "paths of the device are not for the user"
     assert any(isinstance(event, Note) and "takes" in event.text for event in events)
+    pushed = [each.name for each in events if isinstance(each, StepStarted) and each.name.startswith("push")]
+    assert len(pushed) == len(set(pushed)) == 3, "edgevlm and two bundles, though each is verified before it is timed"
 
 
 def test_an_archive_is_what_its_folder_is(server: Server, bundle: Path, tmp_path: Path, monkeypatch):
@@ -183,13 +185,30 @@ def test_however_a_verb_ends_there_is_a_sentence(server, bundle, monkeypatch, li
 def test_a_bundle_that_answers_otherwise_is_no_error_but_a_verdict(
     server: Server, bundle: Path, tmp_path: Path, capsys
 ):
+    wrong = _wrong(bundle, tmp_path / "wrong")
+    assert exit_code_of(["verify", str(wrong), "--device", server.address()]) == 1
+    assert "got another answer" in capsys.readouterr().out
+
+
+def test_a_bundle_that_answers_otherwise_is_not_timed(server: Server, bundle: Path, tmp_path: Path):
+    wrong = _wrong(bundle, tmp_path / "wrong")
+    events: list[Event] = []
+    with (
+        open_device(server.address(), progress=events.append) as device,
+        pytest.raises(BundleError, match=f"on {server.name} it does not answer as it should: .* got another answer"),
+    ):
+        benchmark_on(device, [bundle, wrong], n_threads=1, n_rounds=6)
+    steps = {event.name for event in events if isinstance(event, StepStarted)}
+    assert f"verify on {server.name}" in steps and f"benchmark on {server.name}" not in steps
+
+
+def _wrong(bundle: Path, place: Path) -> Path:
+    """The bundle with the answer to one picture as that to another."""
     manifest = open_bundle(bundle).manifest
     case = msgspec.structs.replace(manifest.golden.cases[0], answer=manifest.golden.cases[1].answer)
     golden = msgspec.structs.replace(manifest.golden, cases=(case,))
-    wrong = tmp_path / "wrong"
-    write_bundle(wrong, msgspec.structs.replace(manifest, golden=golden), _files_of(bundle))
-    assert exit_code_of(["verify", str(wrong), "--device", server.address()]) == 1
-    assert "got another answer" in capsys.readouterr().out
+    write_bundle(place, msgspec.structs.replace(manifest, golden=golden), _files_of(bundle))
+    return place
 
 
 def test_a_damaged_bundle_is_not_pushed(server: Server, bundle: Path):
