@@ -34,6 +34,11 @@ def test_every_built_in_target_is_valid_and_says_where_its_facts_come_from(name)
     assert load_target(name).arch != "host"
 
 
+def test_what_differs_between_modules_of_one_name_is_left_open():
+    assert read_target("jetson-agx-orin").n_cores == 0  # 8 with 32 GB, 12 with 64 GB
+    assert read_target("jetson-orin-nano").n_cores == 6
+
+
 def test_a_target_with_unknown_words_is_refused_with_the_nearest(tmp_path):
     file = tmp_path / "board.toml"
     file.write_text('name = "board"\ndescription = ""\narch = "x86-64"\nactivation_sing = "u8"\n')
