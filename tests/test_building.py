@@ -60,12 +60,22 @@ def jetson(tmp_path_factory, asked) -> Path:
     return output
 
 
+def hide_tensorrt(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setitem(tensorrt.MODULES, "tensorrt", "no_such_module")
+    patch.setattr(trtexec, "PLACES", (str(folder / "nothing"),))
+    patch.setenv("PATH", "/usr/bin:/bin")
+
+
+def put_trtexec(patch: pytest.MonkeyPatch, folder: Path, **plays) -> Path:
+    program = save_trtexec(folder / "bin", **plays)
+    patch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return program
+
+
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """A machine with neither TensorRT's Python module nor trtexec."""
-    monkeypatch.setitem(tensorrt.MODULES, "tensorrt", "no_such_module")
-    monkeypatch.setattr(trtexec, "PLACES", (str(tmp_path / "nothing"),))
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    hide_tensorrt(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -73,9 +83,7 @@ def use(nowhere, monkeypatch, tmp_path):
     """A machine with trtexec alone, a stand-in."""
 
     def use(**plays) -> Path:
-        program = save_trtexec(tmp_path / "bin", **plays)
-        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-        return program
+        return put_trtexec(monkeypatch, tmp_path, **plays)
 
     return use
 
@@ -248,21 +256,26 @@ def test_a_module_that_is_too_old_is_refused(jetson, tmp_path, nowhere, module, 
     assert not (tmp_path / "built").exists()
 
 
-@pytest.fixture
-def built(jetson, tmp_path, use) -> Path:
-    use()
-    build(jetson, output=tmp_path / "built")
-    return tmp_path / "built"
+@pytest.fixture(scope="module")
+def built(jetson, tmp_path_factory) -> Path:
+    """What a machine with trtexec alone makes of it; tests only read it."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        hide_tensorrt(patch, folder)
+        put_trtexec(patch, folder)
+        build(jetson, output=folder / "built")
+    return folder / "built"
 
 
-@pytest.fixture
-def alone(built, tmp_path) -> Path:
-    """A bundle of one engine, as `edgevlm tune` leaves it."""
+@pytest.fixture(scope="module")
+def alone(built, tmp_path_factory) -> Path:
+    """A bundle of one engine, as `edgevlm tune` leaves it; tests only read it."""
+    folder = tmp_path_factory.mktemp("alone")
     bundle = open_bundle(built)
     manifest = bundle.in_form(bundle.manifest.forms[2]).manifest
     files = {path: bundle.file(path) for path in bundle.entries}
-    write_bundle(tmp_path / "alone", msgspec.structs.replace(manifest, files=()), files)
-    return tmp_path / "alone"
+    write_bundle(folder / "alone", msgspec.structs.replace(manifest, files=()), files)
+    return folder / "alone"
 
 
 @pytest.fixture
