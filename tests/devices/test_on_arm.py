@@ -134,14 +134,6 @@ def test_a_changed_golden_vector_fails(has_new_hash, emulator, bundles, tmp_path
     assert "'golden/1.png' is off by" in shown and "as it should" not in shown
 
 
-def test_a_verb_that_starts_processes_starts_emulated_ones(emulator, bundles):
-    with open_device("emulated://cortex-a76") as device:
-        timed = json.loads(device.run("benchmark", bundles["u8s8"], ["--rounds", "6"]))
-    environment = timed["environment"]
-    assert (environment["arch"], environment["machine"]) == ("aarch64", "Cortex-A76")
-    assert "asimddp" in environment["isa"]
-
-
 @pytest.mark.parametrize("name", ["u8s8", "s8s8"])
 def test_int8_runs_on_dot_products_where_there_are_any(name, counting, bundles):
     (old,), (new,) = (count_instructions(bundles[name], cpu).graphs for cpu in CPUS)

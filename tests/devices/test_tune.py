@@ -68,7 +68,11 @@ def test_over_ssh_the_device_times_its_forms(server: Server, board: Path, tmp_pa
 def test_under_emulation_times_are_not_the_devices(emulator, board: Path, tmp_path: Path, capsys):
     told, report = chosen_at("emulated://cortex-a76", board, tmp_path / "tuned", capsys)
     assert told["emulated_cpu"] == "cortex-a76"
-    assert told["environment"]["arch"] == "aarch64"
+    environment = told["environment"]
+    assert (environment["arch"], environment["machine"]) == ("aarch64", "Cortex-A76")
+    assert "asimddp" in environment["isa"]
+    # Each form was timed in a process of its own, which the emulated one started.
+    assert all(form["p50_ms"] > 0 for form in told["forms"])
     manifest = edgevlm.inspect(tmp_path / "tuned")
     assert manifest.selection == "unmeasured" and "not the device's" in manifest.selection_reason
     assert manifest.latency is None and report.latency is None
