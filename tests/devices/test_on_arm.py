@@ -26,9 +26,9 @@ from edgevlm.devices.emulator import prepare_counting_qemu
 from edgevlm.devices.instructions import count_instructions
 from edgevlm.errors import EdgeVLMError, MissingToolError
 from edgevlm.progress import silent
-from edgevlm.runtime.bundle import named_files, open_bundle
+from edgevlm.runtime.bundle import Bundle, named_files, open_bundle
 from edgevlm.runtime.cache import cache_root
-from edgevlm.runtime.spec import Component, to_json
+from edgevlm.runtime.spec import Component, Manifest, to_json
 from edgevlm.target import load_target, read_target, target_names, target_text
 from tests.conftest import ASSETS
 from tests.fast import FAST
@@ -69,6 +69,13 @@ def bundles(tmp_path_factory) -> dict[str, Path]:
             )  # fmt: skip
             made[name] = Path(compiled.bundle)
     return made
+
+
+def write_part(whole: Bundle, manifest: Manifest, out: Path) -> Path:
+    """A bundle of what ``manifest`` names of another bundle's files."""
+    files = {path: whole.file(path) for path in named_files(manifest)}
+    write_bundle(out, msgspec.structs.replace(manifest, files=()), files)
+    return out
 
 
 def activation_types(bundle: Path, components: Sequence[Component] = ()) -> set[str]:
@@ -188,17 +195,28 @@ def board(tmp_path_factory) -> Path:
     return Path(compiled.bundle)
 
 
+@pytest.fixture(scope="module")
+def without_openvino(board, tmp_path_factory) -> Path:
+    whole = open_bundle(board)
+    forms = tuple(form for form in whole.manifest.forms if not form.name.startswith("openvino"))
+    manifest = msgspec.structs.replace(whole.manifest, forms=forms)
+    return write_part(whole, manifest, tmp_path_factory.mktemp("board") / "onnxruntime")
+
+
 @pytest.mark.parametrize("cpu", BOARD_CPUS)
-def test_every_form_answers_on_every_processor_of_the_targets(cpu, emulator, board):
-    found = verify_emulated(board, cpu)
+def test_every_form_answers_on_every_processor_of_the_targets(cpu, emulator, board, without_openvino):
+    """OpenVINO's forms, which take longest, on the two that docs/arm.md names for them."""
+    has_openvino = cpu in CPUS
+    bounds = {kind: bound for kind, bound in BOARD_BOUNDS.items() if has_openvino or not kind.startswith("openvino")}
+    found = verify_emulated(board if has_openvino else without_openvino, cpu)
     assert found, found.to_text()
     assert found.verification.left_out == {}
     kinds = set()
     for case in found.verification.cases:
-        kind = max((each for each in BOARD_BOUNDS if (case.form or "fp32").startswith(each)), key=len)
+        kind = max((each for each in bounds if (case.form or "fp32").startswith(each)), key=len)
         kinds.add(kind)
-        assert case.max_error <= BOARD_BOUNDS[kind] or found.note, found.to_text()
-    assert kinds == BOARD_BOUNDS.keys()
+        assert case.max_error <= bounds[kind] or found.note, found.to_text()
+    assert kinds == bounds.keys()
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +243,8 @@ def clip(tmp_path_factory) -> Path:
         msgspec.structs.replace(form, golden=msgspec.structs.replace(form.golden, cases=form.golden.cases[:1]))
         for form in whole.manifest.forms[:2]
     )
-    manifest = msgspec.structs.replace(whole.manifest, golden=forms[0].golden, forms=forms, files=())
-    write_bundle(folder / "small", manifest, {path: whole.file(path) for path in named_files(manifest)})
+    manifest = msgspec.structs.replace(whole.manifest, golden=forms[0].golden, forms=forms)
+    write_part(whole, manifest, folder / "small")
     shutil.rmtree(compiled.bundle)
     return folder / "small"
 
