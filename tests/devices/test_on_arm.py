@@ -29,17 +29,18 @@ from edgevlm.progress import silent
 from edgevlm.runtime.bundle import Bundle, named_files, open_bundle
 from edgevlm.runtime.cache import cache_root
 from edgevlm.runtime.spec import Component, Manifest, to_json
-from edgevlm.target import load_target, read_target, target_names, target_text
+from edgevlm.target import read_target, target_names
 from tests.conftest import ASSETS
 from tests.fast import FAST
 
 pytestmark = pytest.mark.slow
 
 CPUS = ("cortex-a53", "cortex-a76")
+BOARD_CPUS = sorted({cpu for name in target_names() if (cpu := read_target(name).emulated_as)})
 
 # Float kernels of another processor add in another order. Measured: 6.4e-7 of the largest output for the demo model,
 # 1.1e-6 for MobileNetV2. int8 kernels add integers, in any order to the same sum.
-BOUNDS = {"fp32": 1e-5, "u8s8": 0.0, "s8s8": 0.0}
+FLOAT_BOUND = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +51,43 @@ def counting(emulator):
         pytest.skip(error.message)
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory) -> dict[str, Path]:
-    """The built-in model in float, and in int8 with either sign of activations."""
-    folder = tmp_path_factory.mktemp("demo")
-    shapes.write_folder(folder / "pictures", n=60, seed=8)
-    signed = folder / "signed.toml"
-    signed.write_text(target_text(msgspec.structs.replace(load_target("cpu"), name="signed", activation_sign="s8")))
-    made = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
-        for name, target, precision in (
-            ("fp32", "cpu", "fp32"), ("u8s8", "cpu", "int8-static"), ("s8s8", str(signed), "int8-static"),
-        ):  # fmt: skip
-            compiled = edgevlm.compile(
-                "demo", target=target, eval_data=folder / "pictures", precision=precision, max_drop=0.5, **FAST,
-                output=folder / name,
-            )  # fmt: skip
-            made[name] = Path(compiled.bundle)
-    return made
-
-
 def write_part(whole: Bundle, manifest: Manifest, out: Path) -> Path:
     """A bundle of what ``manifest`` names of another bundle's files."""
     files = {path: whole.file(path) for path in named_files(manifest)}
     write_bundle(out, msgspec.structs.replace(manifest, files=()), files)
     return out
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory) -> Path:
+    """The built-in model for a Raspberry Pi 5, in all forms that a board chooses from."""
+    pytest.importorskip("openvino", reason="makes half of the forms")
+    folder = tmp_path_factory.mktemp("board")
+    shapes.write_folder(folder / "pictures", n=60, seed=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
+        compiled = edgevlm.compile(
+            "demo", target="raspberry-pi-5", eval_data=folder / "pictures", max_drop=0.5,
+            **{**FAST, "backends": ("onnxruntime", "openvino")}, output=folder / "out",
+        )  # fmt: skip
+    return Path(compiled.bundle)
+
+
+@pytest.fixture(scope="module")
+def bundles(board, tmp_path_factory) -> dict[str, Path]:
+    """The built-in model in float, and in int8 with either sign of activations: unsigned as x86 multiplies them."""
+    folder = tmp_path_factory.mktemp("demo")
+    shapes.write_folder(folder / "pictures", n=60, seed=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
+        compiled = edgevlm.compile(
+            "demo", eval_data=folder / "pictures", precision="int8-static", max_drop=0.5, **FAST, output=folder / "u8s8"
+        )
+    whole = open_bundle(board)
+    signed = next(form for form in whole.manifest.forms if form.name.startswith("int8-static"))
+    forms = {"fp32": whole.manifest.forms[0], "s8s8": signed}
+    taken = {name: write_part(whole, whole.in_form(form).manifest, folder / name) for name, form in forms.items()}
+    return {"u8s8": Path(compiled.bundle), **taken}
 
 
 def activation_types(bundle: Path, components: Sequence[Component] = ()) -> set[str]:
@@ -98,14 +110,14 @@ def test_the_bundles_are_what_they_are_called(bundles):
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-@pytest.mark.parametrize("name", BOUNDS)
-def test_the_answers_are_those_of_the_machine_that_made_the_bundle(name, cpu, emulator, bundles):
-    found = verify_emulated(bundles[name], cpu)
+def test_the_answers_are_those_of_the_machine_that_made_the_bundle(cpu, emulator, bundles):
+    """Of a bundle for x86; those for boards are below."""
+    found = verify_emulated(bundles["u8s8"], cpu)
     assert found, found.to_text()
     assert len(found.verification.cases) == 3 and not found.verification.is_same_machine
     for case in found.verification.cases:
         assert case.is_same_answer
-        assert case.max_error <= BOUNDS[name] or found.note, found.to_text()  # made without VNNI: said so
+        assert case.max_error == 0 or found.note, found.to_text()  # made without VNNI: said so
 
 
 def test_an_answer_runs_from_the_raw_picture(emulator, bundles):
@@ -170,29 +182,11 @@ def test_counts_are_the_same_each_time_wherever_they_are_taken(counting, bundles
 
 # --- bundles for boards, of several forms ----------------------------------------------------------------
 
-
-BOARD_CPUS = sorted({cpu for name in target_names() if (cpu := read_target(name).emulated_as)})
-
 # Measured, the worst of three pictures: 8.1e-7, 0, 2.0e-3, 4.1e-7, 9.1e-3, 7.6e-3. Scales that are
 # found in the run are found from float sums, and OpenVINO's int8 kernels round elsewhere than those of x86.
 BOARD_BOUNDS = {
     "fp32": 1e-5, "int8-static": 0.0, "int8-dynamic": 0.01, "openvino-fp32": 1e-5, "openvino-int8": 0.03,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def board(tmp_path_factory) -> Path:
-    """The built-in model for a Raspberry Pi 5, in all forms that a board chooses from."""
-    pytest.importorskip("openvino", reason="makes half of the forms")
-    folder = tmp_path_factory.mktemp("board")
-    shapes.write_folder(folder / "pictures", n=60, seed=8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
-        compiled = edgevlm.compile(
-            "demo", target="raspberry-pi-5", eval_data=folder / "pictures", max_drop=0.5,
-            **{**FAST, "backends": ("onnxruntime", "openvino")}, output=folder / "out",
-        )  # fmt: skip
-    return Path(compiled.bundle)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +204,7 @@ def test_every_form_answers_on_every_processor_of_the_targets(cpu, emulator, boa
     bounds = {kind: bound for kind, bound in BOARD_BOUNDS.items() if has_openvino or not kind.startswith("openvino")}
     found = verify_emulated(board if has_openvino else without_openvino, cpu)
     assert found, found.to_text()
-    assert found.verification.left_out == {}
+    assert found.verification.left_out == {} and not found.verification.is_same_machine
     kinds = set()
     for case in found.verification.cases:
         kind = max((each for each in bounds if (case.form or "fp32").startswith(each)), key=len)
@@ -257,7 +251,7 @@ def test_a_clip_answers_as_where_it_was_made(emulator, clip):
     found = verify_emulated(clip, "cortex-a76")
     assert found, found.to_text()
     of_float, of_int8 = found.verification.cases
-    assert of_float.is_same_answer and of_float.max_error <= BOUNDS["fp32"], found.to_text()
+    assert of_float.is_same_answer and of_float.max_error <= FLOAT_BOUND, found.to_text()
     # Measured: 1.9e-2. Random weights make it the hardest case: nothing in the picture stands out.
     assert of_int8.is_same_answer and of_int8.max_error <= 0.03, found.to_text()
 
