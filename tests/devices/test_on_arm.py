@@ -5,11 +5,12 @@ The emulator lies in the user's own cache, so that only the first run on a machi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from edgevlm.data import shapes
 from edgevlm.devices import open_device
 from edgevlm.devices.emulated import verify_emulated
 from edgevlm.devices.emulator import prepare_counting_qemu
-from edgevlm.devices.instructions import count_instructions
+from edgevlm.devices.instructions import Instructions, count_instructions
 from edgevlm.errors import EdgeVLMError, MissingToolError
 from edgevlm.progress import silent
 from edgevlm.runtime.bundle import Bundle, named_files, open_bundle
@@ -90,6 +91,12 @@ def bundles(board, tmp_path_factory) -> dict[str, Path]:
     return {"u8s8": Path(compiled.bundle), **taken}
 
 
+@pytest.fixture(scope="module")
+def counted(counting, bundles) -> Callable[[str, str], Instructions]:
+    """Counts of a bundle, by its name, on a processor; each is taken once."""
+    return functools.cache(lambda name, cpu: count_instructions(bundles[name], cpu))
+
+
 def activation_types(bundle: Path, components: Sequence[Component] = ()) -> set[str]:
     """The types that QuantizeLinear gives in a bundle's graphs, or in those of one of its forms."""
     import onnx
@@ -154,21 +161,21 @@ def test_a_changed_golden_vector_fails(has_new_hash, emulator, bundles, tmp_path
 
 
 @pytest.mark.parametrize("name", ["u8s8", "s8s8"])
-def test_int8_runs_on_dot_products_where_there_are_any(name, counting, bundles):
-    (old,), (new,) = (count_instructions(bundles[name], cpu).graphs for cpu in CPUS)
+def test_int8_runs_on_dot_products_where_there_are_any(name, counted):
+    (old,), (new,) = (counted(name, cpu).graphs for cpu in CPUS)
     assert old.by_class["int8 dot product"] == 0 < new.by_class["int8 dot product"]
     assert old.by_class["integer SIMD multiply"] > new.by_class["integer SIMD multiply"]
     assert new.n_instructions < old.n_instructions
 
 
-def test_float_runs_on_multiply_adds_and_on_no_dot_products(counting, bundles):
-    (graph,) = count_instructions(bundles["fp32"], "cortex-a76").graphs
+def test_float_runs_on_multiply_adds_and_on_no_dot_products(counted):
+    (graph,) = counted("fp32", "cortex-a76").graphs
     assert graph.by_class["int8 dot product"] == 0
     assert graph.by_class["float32 multiply-add"] > graph.n_instructions / 3
 
 
-def test_counts_are_the_same_each_time_wherever_they_are_taken(counting, bundles, tmp_path, monkeypatch):
-    first = count_instructions(bundles["u8s8"], "cortex-a76")
+def test_counts_are_the_same_each_time_wherever_they_are_taken(counted, bundles, tmp_path, monkeypatch):
+    first = counted("u8s8", "cortex-a76")
     moved = tmp_path / "a-longer-path" / "bundle"
     shutil.copytree(bundles["u8s8"], moved)
     monkeypatch.setenv("EDGEVLM_CACHE", str(cache_root()))
