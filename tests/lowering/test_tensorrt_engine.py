@@ -292,12 +292,12 @@ _MOBILEVIT = {
     "num_attention_heads": 4,
     "intermediate_size": 128,
 }
-# As wide and as deep as CLIP B/32; of a small picture.
+# As wide as CLIP B/32 and half as deep, for its layers are all alike; of a small picture.
 _CLIP = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 3072,
     "image_size": 32, "patch_size": 8, "projection_dim": 16,
 }  # fmt: skip
-_OF_CLIP = ("fp16", "int8-minmax", "int4-weights-fp16")  # each takes half a minute and more
+_OF_CLIP = ("fp32", "fp16", "int8-minmax", "int4-weights-fp16")  # one of each precision: each takes some seconds
 LARGE: dict[str, dict[str, Any]] = {
     "MobileNetV2ForImageClassification": {"depth_multiplier": 1.0, "min_depth": 8},
     "MobileViTForImageClassification": _MOBILEVIT,
@@ -342,8 +342,8 @@ def test_real_architectures_build(architecture: str, tmp_path: Path):
         card = build_engine(out / lowered.files[0], out / "model.engine", settings=SETTINGS)
         assert json.loads((out / "model.engine.json").read_text())["graph_sha256"] == card.graph_sha256
         if architecture == "CLIPModel" and recipe.precision.startswith("int"):
-            # An engine has kernels too, but next to this tower's weights they are nothing: those are not in float.
-            assert (out / "model.engine").stat().st_size < 0.35 * exported.stat().st_size
+            # The weights alone are a quarter in int8, and would be half in float16; an engine has kernels too.
+            assert (out / "model.engine").stat().st_size < 0.45 * exported.stat().st_size
         for file in out.iterdir():
             file.unlink()
 
