@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from edgevlm.errors import MissingToolError, ModelError, UsageError
-from edgevlm.export import export_graph
+from edgevlm.export import Exported, export_graph
 from edgevlm.ingest import read_model
 from edgevlm.lowering.tensorrt import TensorRtRtxLowering
 from edgevlm.lowering.tensorrt_engine import (
@@ -26,9 +26,14 @@ from edgevlm.lowering.tensorrt_engine import (
 )
 from edgevlm.quantization.calibration import CalibrationRecipe, collect_ranges
 from edgevlm.quantization.schemes import Calibration
+from edgevlm.report.spec import Proof
 from edgevlm.runtime.backends import tensorrt, tensorrt_build
 from edgevlm.runtime.engine import EngineCard, graph_digest, read_card
 from edgevlm.runtime.spec import Array, TensorSpec, from_json
+from edgevlm.search.spec import Variant
+from edgevlm.steps.engines import settings_of
+from edgevlm.store import write_spec
+from edgevlm.target import load_target
 from tests.families.checkpoints import CHECKPOINTS, Tiny, write_checkpoint
 from tests.families.samples import samples_of
 from tests.lowering.tensorrt_graphs import BAD, contrib, save
@@ -95,6 +100,24 @@ def test_one_kind_of_gpu_takes_less_room_than_three(tmp_path: Path):
         build_engine(file, tmp_path / "model.engine", settings=settings)
         sizes.append((tmp_path / "model.engine").stat().st_size)
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize(("target", "gpu"), zip(("rtx-30", "rtx-40", "rtx-50"), GPUS, strict=True))
+def test_a_card_of_each_series_gets_an_engine_for_its_own_gpu(target: str, gpu: str, tmp_path: Path):
+    proof = Proof(
+        component="model", route="", n_inputs=1, batches=(1,), max_relative_error=0.0, tolerance=0.0, n_nodes=1
+    )
+    pixels = TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 3, 16, 16))
+    exported = Exported(
+        name="model", file="model.onnx", files=("model.onnx",), inputs=(pixels,), outputs=(), opset=20, n_bytes=1,
+        proof=proof,
+    )  # fmt: skip
+    write_spec(tmp_path / "exported.json", exported)
+    job: Any = SimpleNamespace(target=load_target(target), request=SimpleNamespace(shapes={"pixel_values": RANGE}))
+    work: Any = SimpleNamespace(job=job, inputs={"export:model": tmp_path})
+    variant = Variant(graph="model", name="tensorrt-rtx-fp16", precision="fp16", backend="tensorrt-rtx")
+    found = settings_of(work, variant)
+    assert found == msgspec.structs.replace(SETTINGS, shapes={"pixel_values": RANGE}, compute_capabilities=(gpu,))
 
 
 # --- what is refused --------------------------------------------------------------------------------------
