@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.absent import absent
 
 # Before any library reads them. Two threads are what the smallest machine has that runs these tests.
 os.environ.update(
@@ -36,14 +39,23 @@ ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
 def assets() -> Path:
     """The folder of real models and pictures; never part of the repository.
 
-    Skips where there is none, unless EDGEVLM_EXPECT_ASSETS says that there must be.
+    Skips where there is none, unless EDGEVLM_EXPECT says that there must be.
     """
     if not ASSETS.is_dir():
-        reason = f"the test models and pictures are not at ../{ASSETS.relative_to(ASSETS.parents[1])}"
-        if os.environ.get("EDGEVLM_EXPECT_ASSETS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        absent("assets", f"the test models and pictures are not at ../{ASSETS.relative_to(ASSETS.parents[1])}")
     return ASSETS
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    """TensorRT for RTX, which reads graphs and builds engines without a GPU."""
+    from edgevlm.errors import MissingToolError
+    from edgevlm.runtime.backends.tensorrt import import_tensorrt
+
+    try:
+        return import_tensorrt("tensorrt-rtx")
+    except MissingToolError as error:
+        absent("rtx", error.message)
 
 
 @pytest.fixture(scope="session")

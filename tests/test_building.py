@@ -124,11 +124,10 @@ def test_a_bundle_without_such_forms_is_refused(without, tmp_path, asked):
         build(output, output=tmp_path / "out")
 
 
-def test_engines_are_built_into_a_new_bundle(without, tmp_path, capsys):
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+def test_engines_are_built_into_a_new_bundle(without, rtx, tmp_path, capsys):
     found = build(without, output=tmp_path / "built")
     assert all(not form.failure for form in found.forms)
-    assert {form.built_by for form in found.forms} == {f"TensorRT for RTX {trt.__version__}"}
+    assert {form.built_by for form in found.forms} == {f"TensorRT for RTX {rtx.__version__}"}
     if tensorrt.TensorRtRtx().missing_device():
         assert all(form.unprofiled == form.unchecked != "" and not form.layers for form in found.forms)
         assert exit_code_of(["inspect", str(tmp_path / "built"), "--operators"]) == 0

@@ -10,6 +10,7 @@ import pytest
 from edgevlm.devices.emulator import prepare_emulator
 from edgevlm.errors import MissingToolError
 from edgevlm.progress import silent
+from tests.absent import absent
 from tests.devices.server import Server, start_server
 
 
@@ -34,4 +35,4 @@ def emulator():
     try:
         return prepare_emulator(silent)
     except MissingToolError as error:
-        pytest.skip(error.message)
+        absent("emulator", error.message)

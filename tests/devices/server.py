@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
-import pytest
+from tests.absent import absent
 
 
 @dataclass
@@ -86,10 +86,10 @@ def python_that(file: Path, *before: str) -> Path:
 
 
 def start_server(folder: Path) -> Server:
-    """Skips where there is no server, or where it does not start, with its own reason."""
+    """Absent where there is no server, or where it does not start, with its own reason."""
     found = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
     if found is None or shutil.which("ssh-keygen") is None:
-        pytest.skip("sshd or ssh-keygen is not installed")
+        absent("ssh", "sshd or ssh-keygen is not installed")
     for name in ("host_key", "user_key", "stranger_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
@@ -109,7 +109,7 @@ def start_server(folder: Path) -> Server:
     config.write_text("".join(f"{key} {value}\n" for key, value in options.items()))
     tested = subprocess.run([found, "-t", "-f", config], capture_output=True, text=True)
     if tested.returncode != 0:
-        pytest.skip(f"sshd does not start: {tested.stderr.strip()}")
+        absent("ssh", f"sshd does not start: {tested.stderr.strip()}")
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen([found, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stderr=log)
     server = Server(folder=folder, port=port, cache=cache, process=process)
@@ -121,4 +121,4 @@ def start_server(folder: Path) -> Server:
                 return server
         time.sleep(0.05)
     process.kill()
-    pytest.skip(f"sshd does not start: {(folder / 'sshd.log').read_text().strip()}")
+    return absent("ssh", f"sshd does not start: {(folder / 'sshd.log').read_text().strip()}")

@@ -31,6 +31,7 @@ from edgevlm.runtime.bundle import Bundle, named_files, open_bundle
 from edgevlm.runtime.cache import cache_root
 from edgevlm.runtime.spec import Component, Manifest, to_json
 from edgevlm.target import read_target, target_names
+from tests.absent import absent
 from tests.conftest import ASSETS
 from tests.fast import FAST
 
@@ -49,7 +50,7 @@ def counting(emulator):
     try:
         return prepare_counting_qemu(silent)
     except MissingToolError as error:
-        pytest.skip(error.message)
+        absent("emulator", error.message)
 
 
 def write_part(whole: Bundle, manifest: Manifest, out: Path) -> Path:

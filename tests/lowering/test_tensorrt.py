@@ -142,8 +142,7 @@ def test_a_form_answers_like_float_and_tensorrt_has_nothing_against_it(name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tensorrts_own_parser_takes_every_form(name: str, graph: Graph, tmp_path: Path):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX, whose parser is asked, is not installed")
+def test_tensorrts_own_parser_takes_every_form(name: str, rtx, graph: Graph, tmp_path: Path):
     assert parser_errors(lower(graph, recipes(graph)[name], tmp_path / "out"), "tensorrt-rtx") == ()
 
 

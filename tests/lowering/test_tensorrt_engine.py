@@ -45,9 +45,7 @@ GPUS = ("8.6", "8.9", "12.0")  # RTX 30, 40 and 50
 SETTINGS = BuildSettings(backend="tensorrt-rtx", compute_capabilities=GPUS)
 RANGE = ShapeRange(min=(1, 3, 16, 16), opt=(2, 3, 16, 16), max=(8, 3, 16, 16))
 
-needs_rtx = pytest.mark.skipif(
-    tensorrt.TensorRtRtx().version() is None, reason="TensorRT for RTX, which builds the engines, is not installed"
-)
+needs_rtx = pytest.mark.usefixtures("rtx")
 
 
 @pytest.fixture(scope="module", params=["cnn", "transformer"])

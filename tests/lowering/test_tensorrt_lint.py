@@ -144,22 +144,24 @@ def test_the_lint_loads_no_tensorrt():
 
 
 def rtx_errors(file: Path):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX, whose parser is asked, is not installed")
     from edgevlm.lowering.tensorrt_engine import parser_errors
 
     return parser_errors(file, "tensorrt-rtx")
 
 
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("name", [name for name, case in BAD.items() if case.effect == "rejected"])
 def test_tensorrt_rejects_what_the_lint_says_it_rejects(name: str, tmp_path: Path):
     assert rtx_errors(BAD[name].save(tmp_path))
 
 
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("name", [name for name, case in BAD.items() if case.effect == "wrong"])
 def test_tensorrt_takes_what_the_lint_says_it_gets_wrong(name: str, tmp_path: Path):
     assert not rtx_errors(BAD[name].save(tmp_path))
 
 
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("name", CLEAN)
 def test_tensorrt_takes_what_the_lint_leaves_alone(name: str, tmp_path: Path):
     assert not rtx_errors(save(CLEAN[name](), tmp_path))

@@ -298,17 +298,16 @@ def public(kind: type) -> set[str]:
     return {name for name in vars(kind) if not name.startswith("_")}
 
 
-def test_the_stand_in_has_no_call_that_tensorrt_has_not():
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    assert public(FakeContext) <= set(dir(trt.IExecutionContext))
-    assert public(FakeEngine) | {"num_io_tensors"} <= set(dir(trt.ICudaEngine))
-    assert {"deserialize_cuda_engine"} <= set(dir(trt.Runtime))
-    assert {"profiler"} <= set(dir(trt.IExecutionContext)) and {"report_layer_time"} <= set(dir(trt.IProfiler))
-    assert public(FakeInspector) | {"execution_context"} <= set(dir(trt.EngineInspector))
-    assert {"JSON"} <= set(trt.LayerInformationFormat.__members__)
-    assert {"INTERNAL_ERROR", "ERROR", "WARNING"} <= set(trt.ILogger.Severity.__members__)
-    assert {"FLOAT", "HALF", "INT8", "INT32", "INT64", "BOOL", "UINT8"} <= set(trt.DataType.__members__)
-    assert {"DEVICE", "HOST"} <= set(trt.TensorLocation.__members__)
+def test_the_stand_in_has_no_call_that_tensorrt_has_not(rtx):
+    assert public(FakeContext) <= set(dir(rtx.IExecutionContext))
+    assert public(FakeEngine) | {"num_io_tensors"} <= set(dir(rtx.ICudaEngine))
+    assert {"deserialize_cuda_engine"} <= set(dir(rtx.Runtime))
+    assert {"profiler"} <= set(dir(rtx.IExecutionContext)) and {"report_layer_time"} <= set(dir(rtx.IProfiler))
+    assert public(FakeInspector) | {"execution_context"} <= set(dir(rtx.EngineInspector))
+    assert {"JSON"} <= set(rtx.LayerInformationFormat.__members__)
+    assert {"INTERNAL_ERROR", "ERROR", "WARNING"} <= set(rtx.ILogger.Severity.__members__)
+    assert {"FLOAT", "HALF", "INT8", "INT32", "INT64", "BOOL", "UINT8"} <= set(rtx.DataType.__members__)
+    assert {"DEVICE", "HOST"} <= set(rtx.TensorLocation.__members__)
 
 
 def test_the_stand_in_has_no_call_that_cuda_has_not():
