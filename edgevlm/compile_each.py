@@ -11,6 +11,7 @@ from edgevlm.compiler import compile_job, prepare
 from edgevlm.errors import EdgeVLMError, UsageError
 from edgevlm.progress import Note, Progress, silent
 from edgevlm.report.overview import Outcome, Overview, overview_of, write_overview
+from edgevlm.runtime.bundle import ARCHIVE_SUFFIX
 from edgevlm.runtime.spec import Spec
 
 
@@ -45,7 +46,7 @@ def compile_each(
         raise UsageError(f"The target '{max(names, key=names.count)}' was named twice.", hint="Name each target once.")
     first = prepare(model, target=targets[0], check_output=False, **asked)
     folder = Path(output) if output is not None else Path(f"{first.model.name}-targets")
-    if folder.suffix:
+    if folder.suffix == ARCHIVE_SUFFIX or folder.is_file():  # other dots are of a version, as in mobilenet_v2_1.0
         raise UsageError(
             f"Several targets need a folder, and '{folder}' is called like a file.", hint="Pass a folder with -o."
         )

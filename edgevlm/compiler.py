@@ -34,7 +34,7 @@ from edgevlm.plan import PRECISIONS, TEXT_ENCODER, Budgets, DataDigests, Precisi
 from edgevlm.progress import Note, Progress, StepFinished, StepStarted, silent
 from edgevlm.quantization.calibration import load_recipe
 from edgevlm.report.spec import Report, StepRow
-from edgevlm.runtime.engine import AskedRange, ShapeRange
+from edgevlm.runtime.engine import AskedRange, ShapeRange, ranges_to_text
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Manifest, Spec
 from edgevlm.steps.finish import assemble_report, bundle_files
@@ -203,7 +203,7 @@ def prepare(
         text_length=_checked_length(found, text_length),
     )
     splits = _read_splits(found, folded, calibration_data, eval_data, recipe.n_samples, recipe.seed)
-    data = _digests(splits)
+    data = _digests(splits, takes_names=found.processing.text is not None and not folded)
     notes = (*found.warnings, *splits.report.notes, *splits.warnings)
     return Job(
         model=found,
@@ -219,7 +219,7 @@ def prepare(
             model,
             target=target,
             task=task,
-            labels=",".join(labels) or None,
+            labels="labels.txt" if any("," in label for label in labels) else ",".join(labels) or None,
             revision=revision,
             card=card,
             calibration_data=calibration_data,
@@ -236,6 +236,10 @@ def prepare(
             search_minutes=None if search_minutes == 4.0 else search_minutes,
             keep_float=",".join(keep_float) or None,
             quantized=quantized,
+            **ranges_to_text(shapes or {}),
+            text_length=text_length,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
         ),
         notes=tuple(dict.fromkeys(notes)),
         ready_made=ready_made,
@@ -392,12 +396,13 @@ def _read_splits(
         return split_apart(read(calibration_data), fresh, n_calibrate=n_calibrate, seed=seed)
     data = eval_data if isinstance(eval_data, DataSet) else read(eval_data or calibration_data or SHAPES)
     taught, fresh = part_by_training(data, own)
-    if len(taught) >= n_calibrate:  # what a model was trained on is good enough to calibrate it on
+    # What a model was trained on is good enough to calibrate it on.
+    if taught.samples and len(taught) >= min(n_calibrate, len(fresh) // 5):
         return split_apart(taught, fresh, n_calibrate=n_calibrate, seed=seed)
     return split(fresh, n_calibrate=n_calibrate, seed=seed)
 
 
-def _digests(splits: Splits) -> DataDigests:
+def _digests(splits: Splits, *, takes_names: bool) -> DataDigests:
     return DataDigests(
         source=splits.source,
         calibrate=splits.calibrate.digest,
@@ -408,12 +413,13 @@ def _digests(splits: Splits) -> DataDigests:
         n_report=len(splits.report),
         has_labels=splits.report.has_labels,
         is_synthetic=splits.report.is_synthetic,
+        class_names=splits.report.class_names if takes_names else (),
     )
 
 
 def _command(model: str, **options: object) -> str:
     words = ["edgevlm", "compile", model]
     for name, value in options.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *(() if value is True else (str(value),))]
     return shlex.join(words)

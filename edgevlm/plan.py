@@ -69,7 +69,10 @@ class Request(Spec, frozen=True, kw_only=True):
 
 
 class DataDigests(Spec, frozen=True, kw_only=True):
-    """The contents of the three splits, and how many pictures each holds."""
+    """The contents of the three splits, and how many pictures each holds.
+
+    Args: class_names: where they are what the model is asked; of a model with labels of its own they decide nothing.
+    """
 
     source: str
     calibrate: str
@@ -80,6 +83,7 @@ class DataDigests(Spec, frozen=True, kw_only=True):
     n_report: int
     has_labels: bool
     is_synthetic: bool
+    class_names: tuple[str, ...] = ()
 
 
 class Step(Spec, frozen=True, kw_only=True):
@@ -213,6 +217,10 @@ def _search(
             "protocol": msgspec.to_builtins(request.protocol),
             "calibrate": data.calibrate,
             "select": data.select,
+            # Which forms a backend makes depends on the processor they are for.
+            "arch": target.arch,
+            "isa": list(target.isa),
+            **({"class_names": list(data.class_names)} if data.class_names else {}),
             **({"ready_made": request.ready_made} if request.ready_made else {}),
         },
         needs=needs,

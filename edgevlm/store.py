@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 _PARTS = "parts.json"
+# What is kept beside the results and is quickly made again. What teachers said took hours, and stays.
+_BESIDE = ("pixels", "digests")
 _UNWRITABLE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 )
@@ -64,6 +66,10 @@ class Stored(Spec, frozen=True, kw_only=True):
     n_bytes: int
     made_at: float
     path: str
+
+
+def n_bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 class Store:
@@ -127,12 +133,11 @@ class Store:
             home = parts.parent
             if home.name.startswith("tmp-"):
                 continue
-            n_bytes = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
             found.append(
                 Stored(
                     action=home.parent.name,
                     key=home.name,
-                    n_bytes=n_bytes,
+                    n_bytes=n_bytes_of(home),
                     made_at=home.stat().st_mtime,
                     path=str(home),
                 )
@@ -140,11 +145,13 @@ class Store:
         yield from sorted(found, key=lambda entry: -entry.made_at)
 
     def clear(self) -> int:
-        """Remove every result; returns the bytes that it freed."""
-        freed = sum(entry.n_bytes for entry in self.entries())
+        """Remove every result, and the pictures and digests beside them; returns the bytes that it freed."""
+        folders = [self.root, *(self.root.parent / name for name in _BESIDE)]
+        freed = sum(n_bytes_of(folder) for folder in folders)
         with storing(self.root):
-            if self.root.exists():
-                shutil.rmtree(self.root)
+            for folder in folders:
+                if folder.exists():
+                    shutil.rmtree(folder)
         return freed
 
     def parts_of(self, action: str, key: str) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgevlm.bundle.write import check_destination, copy_bundle, write_bundle
 from edgevlm.devices import open_device
-from edgevlm.errors import BundleError, EdgeVLMError, UsageError
+from edgevlm.errors import BundleError, EdgeVLMError, ModelError, UsageError
 from edgevlm.measure.bundles import graph_input, timed
 from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.protocol import ALL_STAY
@@ -224,7 +224,13 @@ def _timed(
                         session=msgspec.structs.replace(part.session, n_threads=threads),
                     )
                 )
-            trials.timings.append(Timing(graph=graph, comparison=timed(graph, subjects, protocol, progress)))
+            comparison = timed(graph, subjects, protocol, progress)
+            if why := comparison.measurement(FLOAT).failure:
+                raise ModelError(
+                    f"The float form's '{graph}' cannot be timed here: {why}",
+                    hint="Free some memory, or give --threads.",
+                )
+            trials.timings.append(Timing(graph=graph, comparison=comparison))
             known[graph] = trials
     return known
 
@@ -330,13 +336,13 @@ def _manifest(bundle: Bundle, tuned: Tuned, known: Mapping[str, GraphTrials]) ->
         bundle.in_form(form).manifest,
         selection=tuned.selection,
         selection_reason=tuned.reason,
-        latency=None if tuned.emulated_cpu else _latency(tuned, known),
+        latency=None if tuned.emulated_cpu else _latency(tuned, known, batch=bundle.manifest.batch or 1),
         provenance=msgspec.structs.replace(provenance, recipe=form.recipe),
         files=(),
     )
 
 
-def _latency(tuned: Tuned, known: Mapping[str, GraphTrials]) -> Latency:
+def _latency(tuned: Tuned, known: Mapping[str, GraphTrials], *, batch: int) -> Latency:
     """Of all graphs of the chosen form, one after another."""
     row = next(each for each in tuned.forms if each.name == tuned.chosen)
     measured = _measured(tuned.chosen, known)
@@ -346,7 +352,7 @@ def _latency(tuned: Tuned, known: Mapping[str, GraphTrials]) -> Latency:
         p99_ms=sum(m.percentile_ms(99) for m in measured),
         n=min(len(m.samples_ms()) for m in measured),
         n_threads=measured[0].n_threads,
-        batch=1,
+        batch=batch,
         ratio=row.ratio,
         ratio_low=row.ratio_low,
         ratio_high=row.ratio_high,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 import edgevlm
@@ -41,6 +42,22 @@ def pictures(tmp_path_factory):
 def made(tmp_path_factory, pictures):
     output = tmp_path_factory.mktemp("out") / "demo"
     return edgevlm.compile("demo", eval_data=pictures, precision="fp32", **FAST, output=output).bundle
+
+
+def test_float_that_cannot_be_timed_is_one_sentence(pictures, tmp_path, monkeypatch, capsys):
+    from edgevlm.steps import timing
+
+    real = timing.compare
+
+    def without_float(*args, **more):
+        found = real(*args, **more)
+        failed = [replace(m, failure="it ran out of memory.") if m.subject == "fp32" else m for m in found.measurements]
+        return replace(found, measurements=tuple(failed), is_valid=False)
+
+    monkeypatch.setattr(timing, "compare", without_float)
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    asked = ("compile", "demo", "--eval-data", pictures, "--precision", "fp32", *FAST_OPTIONS, "-o", tmp_path / "out")
+    refused(capsys, [*asked, "-q"], code=1, words="cannot be timed here: it ran out of memory")
 
 
 @pytest.fixture

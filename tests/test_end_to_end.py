@@ -179,6 +179,7 @@ def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
 @pytest.mark.parametrize("batch", [4, None])
 def test_other_batches(pictures, tmp_path, batch):
     made = edgevlm.compile("demo", eval_data=pictures, **FAST, batch=batch, output=tmp_path / "out")
+    assert made.manifest.latency.batch == (batch or 1)
     assert made.manifest.components[0].inputs[0].shape[0] == (batch or "batch")
     assert edgevlm.run(made.bundle, PICTURE.image).top.label == PICTURE.label
     assert edgevlm.verify(made.bundle)

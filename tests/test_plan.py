@@ -169,6 +169,7 @@ def test_a_wish_changes_the_steps_that_it_decides(changes, expected):
         ({"opset": 19}, {"export:model"}),
         ({"activation_sign": "u8"}, {"search"}),
         ({"precisions": ("fp32",)}, {"search"}),
+        ({"isa": ("asimd", "asimddp")}, {"search"}),
     ],
 )
 def test_a_target_changes_the_steps_that_it_decides(changes, expected):
@@ -182,6 +183,11 @@ def test_a_target_changes_the_steps_that_it_decides(changes, expected):
 def test_pictures_change_the_step_that_sees_them(split, expected):
     data = msgspec.structs.replace(DATA, **{split: "0" * 64})
     assert changed_steps(PLANS["classifier"], plan(CLASSIFIER, TARGET, REQUEST, data)) == expected
+
+
+def test_class_names_that_are_asked_about_decide_the_search():
+    data = msgspec.structs.replace(DATA, class_names=("tabby", "siamese"))
+    assert changed_steps(PLANS["two-towers"], plan(TOWERS, TARGET, REQUEST, data)) == {"search"}
 
 
 def test_where_a_model_comes_from_is_part_of_what_the_bundle_says_of_it():

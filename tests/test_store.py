@@ -91,8 +91,11 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 def test_clear_says_what_it_freed(tmp_path):
     store = Store(tmp_path)
     store.fetch("export", {"a": 1}, make_result)
-    assert store.clear() > 4
+    (tmp_path / "pixels").mkdir()
+    (tmp_path / "pixels" / "a.npy").write_bytes(bytes(1000))
+    assert store.clear() > 1004
     assert list(store.entries()) == []
+    assert not (tmp_path / "pixels").exists()
 
 
 def test_differing_names_nested_parts():

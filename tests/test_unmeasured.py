@@ -61,7 +61,8 @@ def both(tmp_path_factory, pictures) -> CompiledEach:
     (folder / "old-board.toml").write_text(OLD_BOARD)
     targets = ["raspberry-pi-5", str(folder / "old-board.toml")]
     # One point of 54 pictures is half a picture: one may differ.
-    return compile_each("demo", targets, eval_data=pictures, max_drop=0.04, **FAST, output=folder / "out")
+    # A dot in its name does not make it a file.
+    return compile_each("demo", targets, eval_data=pictures, max_drop=0.04, **FAST, output=folder / "out-1.0")
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +139,10 @@ def test_the_overview_says_what_was_verified_and_what_was_not(both):
     assert 'href="raspberry-pi-5/report/report.html"' in page
 
 
-def test_a_target_that_fails_leaves_the_others(pictures, tmp_path):
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_a_target_that_fails_leaves_the_others(precision, pictures, tmp_path):
     (tmp_path / "tiny-board.toml").write_text(OLD_BOARD.replace("old-board", "tiny-board").replace('"1.15"', '"1.2"'))
-    asked = {**FAST, "precision": "int8", "eval_data": pictures, "max_drop": 0.04}
+    asked = {**FAST, "precision": precision, "eval_data": pictures, "max_drop": 0.04}
     done = compile_each("demo", [str(tmp_path / "tiny-board.toml"), "raspberry-pi-3"], output=tmp_path / "out", **asked)
     assert [outcome.exit_code for outcome in done.outcomes] == [GateError.exit_code, 0]
     assert "1.2" in done.overview.targets[0].verified
@@ -155,6 +157,36 @@ def test_wrong_targets_are_refused_before_any_work(targets, words, tmp_path):
     with pytest.raises(UsageError, match=words):
         compile_each("demo", targets, output=tmp_path / "out", **FAST)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_no_form_keeps_is_refused(pictures, tmp_path):
+    asked = {**FAST, "eval_data": pictures, "max_drop": 0.04, "max_size_mb": 0.01}
+    with pytest.raises(GateError, match=r"float is .* MB where 0.01 MB is allowed"):
+        edgevlm.compile("demo", target="raspberry-pi-5", **asked, output=tmp_path / "out")
+
+
+def test_a_form_that_loses_too_much_on_the_report_split_does_not_ship(pictures, tmp_path, monkeypatch):
+    """It is judged twice; only the second time it falls."""
+    from edgevlm.steps.judging import Judge
+
+    real = Judge.drop
+
+    def drop(self, variants):
+        found = real(self, variants)
+        is_report = self._data is self._work.job.splits.report
+        return msgspec.structs.replace(found, value=0.9) if is_report and variants[0].name.startswith("int8") else found
+
+    monkeypatch.setattr(Judge, "drop", drop)
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    asked = {**FAST, "eval_data": pictures, "max_drop": 0.04}
+    made = edgevlm.compile("demo", target="raspberry-pi-5", **asked, output=tmp_path / "out")
+    assert not [form.name for form in made.manifest.forms if form.name.startswith("int8")]
+    rows = {row.name: row for row in made.report.candidates}
+    fallen = [row.status for name, row in rows.items() if name.startswith("int8") and "report split" in row.reason]
+    assert set(fallen) == {"over a budget"}
+    assert not any("slightly too good" in warning for warning in made.report.warnings)
+    with pytest.raises(GateError, match="On the report split every candidate loses"):
+        edgevlm.compile("demo", target="raspberry-pi-5", precision="int8", **asked, output=tmp_path / "int8")
 
 
 def test_a_latency_budget_waits_for_the_device(tmp_path):

@@ -68,7 +68,7 @@ def why_command(bundle: Path | None, output: Output) -> None:
 @cache_group.command("clear")
 @short_output_options
 def clear_command(output: Output) -> None:
-    """Remove every stored result."""
+    """Remove every stored result; what teachers said of pictures stays."""
     from edgevlm import cache
 
     freed = cache.clear()

@@ -132,7 +132,7 @@ def _freeze(student: nn.Module, recipe: Recipe, kind: Student) -> None:
     for name in recipe.frozen:
         if name not in parts:
             raise UsageError(
-                f"The recipe '{recipe.name}' lets '{name}' not learn, and '{kind.name}' has no part of that name.",
+                f"The recipe '{recipe.name}' freezes '{name}', and '{kind.name}' has no part of that name.",
                 hint=did_you_mean(name, [each for each in parts if each.count(".") <= name.count(".")]),
             )
         parts[name].requires_grad_(False)

@@ -168,7 +168,7 @@ def _download(asked: Asked) -> Path:
             f"There is no folder '{asked.name}', and huggingface_hub, which downloads models, is not installed.",
             hint="Run: pip install 'edgevlm[compile]'",
         ) from error
-    wanted = [*_WANTED, *(_PICKLES if asked.allow_pickle else ())]
+    wanted = [*_WANTED, *(_PICKLES if asked.allow_pickle else ()), *(("*.py",) if asked.trust_remote_code else ())]
     try:
         return Path(huggingface_hub.snapshot_download(asked.name, revision=asked.revision, allow_patterns=wanted))
     except errors.RevisionNotFoundError as error:

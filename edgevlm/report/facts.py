@@ -9,6 +9,7 @@ from edgevlm.measure.spec import Comparison, Environment, Measurement
 from edgevlm.report.notation import MISSING, count, error, interval, ms, percent, points, seconds, size, times
 from edgevlm.report.spec import CandidateRow, Report, Status
 from edgevlm.runtime.spec import Accuracy, Spec
+from edgevlm.search.choose import FLOAT
 
 # In the order a reader wants them, each with a sign, so that no verdict is told by colour alone.
 SIGNS: dict[Status, str] = {
@@ -349,7 +350,7 @@ def form_rows(report: Report) -> tuple[tuple[str, ...], ...]:
             f"{form.name} ({form.precision}, {form.backend})",
             form.status,
             size(form.size_bytes),
-            _form_accuracy(form.accuracy),
+            _form_accuracy(form.name, form.accuracy),
             " ".join(form.verified),
             " ".join(form.unproven),
         )
@@ -357,7 +358,9 @@ def form_rows(report: Report) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _form_accuracy(accuracy: Accuracy) -> str:
+def _form_accuracy(form: str, accuracy: Accuracy) -> str:
+    if form == FLOAT:
+        return f"{accuracy.metric} {percent(accuracy.value)}"
     between = interval(points(accuracy.drop_low), points(accuracy.drop_high))
     return f"{accuracy.metric} {percent(accuracy.value)}, drop {points(accuracy.drop)} {between}"
 

@@ -116,6 +116,21 @@ def ranges_from_text(least: str | None, best: str | None, most: str | None) -> d
         raise UsageError(f"These shapes do not fit together: {error}.", hint="Give min ≤ opt ≤ max.") from error
 
 
+def ranges_to_text(ranges: Mapping[str, AskedRange | ShapeRange]) -> dict[str, str]:
+    """What ``ranges_from_text`` was given, by the option's name.
+
+    Example:
+        >>> ranges_to_text(ranges_from_text(None, None, "x:8x3"))
+        {'max_shapes': 'x:8x3'}
+    """
+    found = {}
+    for part in ("min", "opt", "max"):
+        sizes = {name: getattr(each, part) for name, each in ranges.items() if getattr(each, part)}
+        if sizes:
+            found[f"{part}_shapes"] = ",".join(f"{name}:{'x'.join(map(str, size))}" for name, size in sizes.items())
+    return found
+
+
 def _sizes_from_text(text: str) -> dict[str, tuple[int, ...]]:
     found = {}
     for part in text.split(","):

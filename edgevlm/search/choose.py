@@ -64,7 +64,7 @@ def choose(trials: tuple[Trial, ...], budgets: Budgets) -> Choice:
     Raises: GateError: nothing is inside the budgets, not even float; it names the nearest misses.
     """
     float_trial = next(trial for trial in trials if trial.is_float)
-    float_ships = float_trial.is_requested and not misses(float_trial, budgets)
+    float_ships = float_trial.is_requested and not float_trial.failure and not misses(float_trial, budgets)
     verdicts = tuple(_verdict(trial, budgets, must_beat_float=float_ships) for trial in trials)
     inside = {verdict.name for verdict in verdicts if verdict.status == "inside budgets"}
     ranked = sorted((t for t in trials if t.name in inside), key=lambda t: (t.is_rough, *speed(t)))

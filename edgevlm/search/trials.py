@@ -73,17 +73,30 @@ class GraphTrials:
         return not trial.failure and not trial.was_dropped and ratio is not None and ratio.is_valid and ratio.high < 1
 
 
+    def ran(self, name: str) -> bool:
+        """To the end of its comparison."""
+        trial = self.trial(name)
+        return not trial.failure and not trial.was_dropped
+
+
 Known = Mapping[str, GraphTrials]
 """By graph, in the order in which the graphs run."""
 
 
-def candidates_of(known: Known) -> tuple[Candidate, ...]:
-    """Float first. One graph: every variant. Several: combinations of those that beat float, fastest first."""
+def candidates_of(known: Known, *, must_be_faster: bool = True) -> tuple[Candidate, ...]:
+    """Float first. One graph: every variant. Several: combinations of those that beat float, fastest first.
+
+    Args: must_be_faster: else of all that ran, smallest first: what was asked for is a size or a precision.
+    """
     if len(known) == 1:
         ((graph, trials),) = known.items()
         return tuple(Candidate(name=name, variants={graph: name}) for name in trials.variants)
+
+    def is_hopeful(trials: GraphTrials, name: str) -> bool:
+        return trials.is_faster(name) if must_be_faster else trials.ran(name)
+
     hopeful = [
-        [v for v in trials.variants.values() if v.name == FLOAT or trials.is_faster(v.name)]
+        [v for v in trials.variants.values() if v.name == FLOAT or is_hopeful(trials, v.name)]
         for trials in known.values()
     ]
     combined = [
@@ -91,11 +104,13 @@ def candidates_of(known: Known) -> tuple[Candidate, ...]:
         for members in itertools.product(*hopeful)
     ]
 
-    def ratio_of(candidate: Candidate) -> float:
+    def rank(candidate: Candidate) -> float:
+        if not must_be_faster:
+            return sum(member.n_bytes for member in members_of(candidate, known))
         ratio = combined_ratio(candidate, known)
         return ratio.value if ratio else 1.0
 
-    return (combined[0], *sorted(combined[1:], key=ratio_of)[:MAX_COMBINATIONS])
+    return (combined[0], *sorted(combined[1:], key=rank)[:MAX_COMBINATIONS])
 
 
 def _combined_name(members: tuple[Variant, ...]) -> str:

@@ -89,7 +89,7 @@ def run(work: Work) -> None:
         labels=work.job.request.labels or model.labels,
         scoring=scoring_of(work),
         accuracy=confirmed.accuracy,
-        latency=latency(found, confirmed.winner),
+        latency=latency(found, confirmed.winner, batch=work.job.request.batch or 1),
         requires=requires_of(variants, search, work.job.target.runtimes),
         provenance=Provenance(
             source=_public(work.step.params["asked"]),
@@ -192,8 +192,11 @@ def _tolerance(variant: Variant) -> float:
     return _BF16_TOLERANCE if "bf16" in variant.precision else _TOLERANCES.get(variant.precision, _QUANTIZED_TOLERANCE)
 
 
-def latency(found: SearchResult, winner: str) -> Latency | None:
-    """Of the whole candidate: all its graphs, one after another; None where nothing was timed."""
+def latency(found: SearchResult, winner: str, *, batch: int) -> Latency | None:
+    """Of the whole candidate: all its graphs, one after another; None where nothing was timed.
+
+    Args: batch: of the pictures; a text tower is timed with one text.
+    """
     row = found.row(winner)
     if not found.timings:
         return None
@@ -206,7 +209,7 @@ def latency(found: SearchResult, winner: str) -> Latency | None:
         p99_ms=row.p99_ms,
         n=min(len(m.samples_ms()) for m in measured),
         n_threads=measured[0].n_threads,
-        batch=1,
+        batch=batch,
         ratio=row.ratio,
         ratio_low=row.ratio_low,
         ratio_high=row.ratio_high,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgevlm.errors import GateError
 from edgevlm.evaluation.evaluation import Drop
 from edgevlm.job import Work
@@ -51,7 +53,10 @@ def run(work: Work) -> None:
 def _all_within(work: Work, found: SearchResult, judge: Judge) -> Confirmation:
     """Every form keeps to the budget here too; what each of them loses is claimed, and nothing is chosen by it."""
     drops = {name: judge.drop(found.variants_of(name)) for name in found.contenders}
-    within = {name: drop for name, drop in drops.items() if name == FLOAT or drop.value <= work.step.params["max_drop"]}
+    max_drop = work.step.params["max_drop"]
+    within = {name: drop for name, drop in drops.items() if name == FLOAT or drop.value <= max_drop}
+    if tuple(within) == (FLOAT,) != tuple(drops) and work.job.request.precision not in ("auto", FLOAT):
+        raise _none_within({name: drop.value for name, drop in drops.items() if name != FLOAT}, max_drop)
     return Confirmation(
         winner=FLOAT,
         accuracy=drops[FLOAT].to_accuracy(),
@@ -69,8 +74,12 @@ def _first_within(work: Work, found: SearchResult, judge: Judge) -> Confirmation
         if name == FLOAT or drop.value <= max_drop:
             return Confirmation(winner=name, accuracy=drop.to_accuracy(), drop=drop, rejected=tuple(rejected))
         rejected.append(Rejected(name=name, drop=drop.value))
-    misses = ", ".join(f"{each.name} drops {each.drop:.2%}" for each in rejected)
-    raise GateError(
+    raise _none_within({each.name: each.drop for each in rejected}, max_drop)
+
+
+def _none_within(drops: Mapping[str, float], max_drop: float) -> GateError:
+    misses = ", ".join(f"{name} drops {drop:.2%}" for name, drop in drops.items())
+    return GateError(
         f"On the report split every candidate loses more than the {max_drop:.2%} that is allowed: {misses}.",
         hint="Allow more with --max-drop, give more --calibration-data, or leave --precision at auto.",
     )

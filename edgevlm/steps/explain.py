@@ -17,12 +17,13 @@ from edgevlm.measure.findings import find_causes
 from edgevlm.measure.operators import PROFILERS, profile_graph
 from edgevlm.measure.peak import Peak, measure_peak
 from edgevlm.measure.work import Work, work_of_graph
+from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Note, StepProgress
 from edgevlm.runtime.spec import Array
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import SearchResult, Variant
 from edgevlm.steps.confirm import Confirmation
-from edgevlm.steps.inputs import at_batch, graph_inputs
+from edgevlm.steps.inputs import at_batch, graph_inputs, processing_of
 from edgevlm.store import read_spec, write_spec
 
 # Long enough for five runs of a graph of 200 ms; a graph of 1 ms gets its hundred runs in a tenth of it.
@@ -35,9 +36,7 @@ def run(asked: Asked) -> None:
     winner = read_spec(asked.inputs["confirm"] / "confirmation.json", Confirmation).winner
     variants = found.variants_of(winner)
     references = found.variants_of(FLOAT) if winner != FLOAT else ()
-    batch = asked.job.request.batch or 1
-    data = asked.job.splits.select
-    inputs = {v.graph: at_batch(graph_inputs(asked.job, v.graph, data, batch), batch) for v in variants}
+    inputs = {v.graph: _as_timed(asked, v.graph) for v in variants}
     notes: list[str] = []
     work = _work(asked, inputs, notes)
     peaks = _peaks(asked, (*variants, *references), notes)
@@ -55,6 +54,13 @@ def run(asked: Asked) -> None:
     for note in notes:
         asked.progress(Note(note))
     write_spec(asked.out / "explanation.json", explanation)
+
+
+def _as_timed(asked: Asked, graph: str) -> dict[str, Array]:
+    """What the graph was timed with: as many pictures as a call takes, or one text at its own length."""
+    n = 1 if graph == TEXT_ENCODER else asked.job.request.batch or 1
+    text = processing_of(asked).text
+    return at_batch(graph_inputs(asked.job, graph, asked.job.splits.select, n, text=text), n)
 
 
 def _work(asked: Asked, inputs: Mapping[str, Mapping[str, Array]], notes: list[str]) -> dict[str, Work]:

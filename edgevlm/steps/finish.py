@@ -47,7 +47,7 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         latency=manifest.latency,
         size_bytes=winner.size_bytes or 0,
         float_size_bytes=reference.size_bytes or 0,
-        candidates=tuple(_told(row, confirmed) for row in found.rows) if job.request.is_measured else found.rows,
+        candidates=tuple(_told(row, confirmed, is_measured=job.request.is_measured) for row in found.rows),
         proofs=tuple(exported.proof for exported in _exports(folders)),
         data=DataUse(
             source=job.data.source,
@@ -166,9 +166,9 @@ def bundle_files(folder: Path, report: Report) -> dict[str, Path | bytes]:
     return files
 
 
-def _told(row: CandidateRow, confirmed: Confirmation) -> CandidateRow:
+def _told(row: CandidateRow, confirmed: Confirmation, *, is_measured: bool) -> CandidateRow:
     """The row with what the report split said of it."""
-    if row.name == confirmed.winner:
+    if is_measured and row.name == confirmed.winner:
         return msgspec.structs.replace(row, status="winner")
     rejected = next((each for each in confirmed.rejected if each.name == row.name), None)
     if rejected is not None:
@@ -194,7 +194,7 @@ def _budgets(budgets: Budgets) -> dict[str, float]:
 def _warnings(job: Job, found: SearchResult, confirmed: Confirmation, winner: CandidateRow) -> tuple[str, ...]:
     # The report says by itself that pictures were generated, and which measurements are not valid.
     warnings = [note for note in job.notes if not (job.data.is_synthetic and note in job.splits.report.notes)]
-    if confirmed.rejected:
+    if confirmed.rejected and job.request.is_measured:  # else nothing is chosen by it
         warnings.append(
             f"{len(confirmed.rejected) + 1} candidates were tried on the report split: its figure is slightly too good."
         )

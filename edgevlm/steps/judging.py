@@ -94,7 +94,7 @@ class Judge:
             "float": self._identity(self._float),
             "data": self._data.digest,
             "processing": msgspec.to_builtins(self._work.job.model.processing),
-            "labels": list(self._work.job.request.labels or self._work.job.model.labels),
+            "labels": list(self._work.job.request.labels or self._work.job.model.labels or self._data.class_names),
             "scoring": msgspec.to_builtins(scoring_of(self._work)),
             "batch": self._batch,
             # int8 kernels without VNNI saturate, so the same graph can answer differently on another processor.

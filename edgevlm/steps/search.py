@@ -32,7 +32,8 @@ def run(work: Work) -> None:
     with Judge(work, work.job.splits.select, baselines, work.out) as judge:
         searches = _search_graphs(work, forms, baselines, judge)
         known = {search.graph: search.known for search in searches}
-        candidates = candidates_of(known)
+        is_speed_asked = work.step.params["precision"] == "auto" and work.job.request.budgets.max_size_mb is None
+        candidates = candidates_of(known, must_be_faster=is_speed_asked)
         drops, failures = _judge(judge, candidates, known)
     precision = work.step.params["precision"]
     trials = tuple(_trial(c, known, drops.get(c.name), failures.get(c.name), precision) for c in candidates)
@@ -165,9 +166,9 @@ def _rows(
                 load_ms=_sum(m.load_ms for m in measured),
             )
         if drop is not None:
-            row = msgspec.structs.replace(
-                row, accuracy=drop.candidate, drop=drop.value, drop_low=drop.low, drop_high=drop.high
-            )
+            row = msgspec.structs.replace(row, accuracy=drop.candidate)
+            if candidate.name != FLOAT:  # what the others' drops are measured from
+                row = msgspec.structs.replace(row, drop=drop.value, drop_low=drop.low, drop_high=drop.high)
         rows.append(row)
     return tuple(rows)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgevlm.errors import ModelError
 from edgevlm.job import Work
 from edgevlm.measure.environment import describe_environment, fingerprint
 from edgevlm.measure.interleave import compare
@@ -16,7 +17,7 @@ from edgevlm.plan import TEXT_ENCODER
 from edgevlm.progress import Note, StepProgress
 from edgevlm.search.choose import FLOAT
 from edgevlm.search.spec import Variant
-from edgevlm.steps.inputs import at_batch, graph_inputs, processing_of, save_inputs
+from edgevlm.steps.inputs import at_batch, graph_inputs, processing_of, prompts, save_inputs
 from edgevlm.steps.variants import file_digest
 from edgevlm.store import code_digest, read_spec, write_spec
 
@@ -29,6 +30,7 @@ def time_variants(
     Args:
         extend: measure once more and longer where the result is not valid, and store only what is.
         what: what is being done, for people.
+    Raises: ModelError: not even float runs, with which all are compared.
     """
     data = work.job.splits.select
     batch = 1 if graph == TEXT_ENCODER else work.step.params["batch"] or 1
@@ -64,6 +66,7 @@ def time_variants(
             for v in runnable
         },
         "input": data.samples[0].digest if data.samples else "",
+        **({"texts": list(prompts(work.job, data)[:batch])} if graph == TEXT_ENCODER else {}),
         "batch": batch,
         "processing": msgspec.to_builtins(processing),
         "protocol": msgspec.to_builtins(protocol),
@@ -71,8 +74,18 @@ def time_variants(
         "machine": fingerprint(describe_environment()),
         "code": code_digest(),
     }
-    kept = work.store.fetch("measure", parts, make, keep=lambda out: not extend or _comparison(out).is_valid)
-    return _comparison(kept.path)
+
+    def keep(out: Path) -> bool:
+        found = _comparison(out)
+        return found.measurement(FLOAT).failure is None and (found.is_valid or not extend)
+
+    comparison = _comparison(work.store.fetch("measure", parts, make, keep=keep).path)
+    if why := comparison.measurement(FLOAT).failure:
+        raise ModelError(
+            f"The float graph '{graph}' cannot be timed here: {why}",
+            hint="Take a smaller --image-size or --batch, or a machine with more memory.",
+        )
+    return comparison
 
 
 def _comparison(folder: Path) -> Comparison:

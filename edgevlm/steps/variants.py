@@ -239,7 +239,7 @@ class GraphCalibration:
             "calibrate": self._work.step.params["calibrate"],
             "n_samples": self.recipe.n_samples,
             "processing": msgspec.to_builtins(processing_of(self._work)),
-            "labels": list(self._work.job.request.labels),
+            "labels": list(self._work.job.request.labels or self._work.job.splits.calibrate.class_names),
             "batch": self._work.step.params["batch"],
         }
 

@@ -17,7 +17,11 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 pytest.importorskip("accelerate", reason="training needs accelerate")
 pytest.importorskip("transformers", reason="teachers are checkpoints of Transformers")
 
+from safetensors.torch import load_file  # noqa: E402 - torch first
+
 from edgevlm.cli.main import exit_code_of  # noqa: E402 - torch first
+from edgevlm.compiler import prepare  # noqa: E402
+from edgevlm.data.trained_on import trained_on  # noqa: E402
 from edgevlm.distillation import distill as verb  # noqa: E402
 from edgevlm.distillation import fitting  # noqa: E402
 from edgevlm.distillation.distill import DISTILLATION_FILE, Distillation, distill  # noqa: E402
@@ -73,6 +77,69 @@ def test_a_classifier_learns_from_an_onnx_file(classifier: str, pictures: Path, 
     assert (student.processing.image.height, student.processing.image.width) == (32, 32)
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert any(isinstance(event, StepProgress) and "pictures/s" in event.detail for event in told)
+
+
+def test_what_taught_a_student_does_not_judge_it(classifier: str, pictures: Path, tmp_path: Path) -> None:
+    made = distill(classifier, student=STUDENT, data=pictures, output=tmp_path / "out", **{**SHORT, "batch_size": 16})
+    taught = trained_on(made.folder)
+    assert len(taught) == made.distillation.n_training_pictures == 48
+    job = prepare(str(made.folder), eval_data=pictures, output=tmp_path / "bundle")
+    judged = [*job.splits.select.samples, *job.splits.report.samples]
+    assert len(judged) == 24 and not {sample.digest[:16] for sample in judged} & taught
+    assert {sample.digest[:16] for sample in job.splits.calibrate.samples} <= taught
+    assert any("48 of 72 pictures of 'colours' taught this model" in note for note in job.notes)
+    again = distill(
+        classifier, student=made.folder, data=pictures, output=tmp_path / "again", steps=1, batch_size=4, seed=1,
+        is_timed=False,
+    )  # fmt: skip
+    assert trained_on(again.folder) >= taught
+
+
+def test_the_teachers_task_decides_the_recipe(two_towers: str, pictures: Path, tmp_path: Path) -> None:
+    made = distill(two_towers, student=STUDENT, data=pictures, output=tmp_path / "out", **SHORT)
+    assert made.distillation.recipe.name == "clip-reinforced"
+
+
+def test_what_the_data_lacks_is_said_before_the_teacher_is_asked(
+    classifier: str, two_towers: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "compute_outputs", lambda *_, **__: pytest.fail("the teacher was asked"))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for label in LABELS:
+        for picture in (pictures / label).iterdir():
+            shutil.copyfile(picture, flat / f"{label}-{picture.name}")
+    options = {**SHORT, "student": STUDENT, "data": flat, "output": tmp_path / "out"}
+    with pytest.raises(UsageError, match="'affinity' needs texts, and the data set has none"):
+        distill(two_towers, **options)
+    with pytest.raises(UsageError, match="'labels' needs labels, and the data set has none"):
+        distill(classifier, recipe="labels", **options)
+    rows = [f"{path.name},{'' if i == 5 else 'a picture'}" for i, path in enumerate(sorted(flat.iterdir()))]
+    (flat / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    with pytest.raises(DataError, match=r"1 of the \d+ pictures of 'captions.csv' have no caption; the first is"):
+        distill(two_towers, **{**options, "data": flat / "captions.csv"})
+
+
+def test_frozen_parts_stay_as_they_are(two_towers: str, pictures: Path, tmp_path: Path) -> None:
+    embeds = Term(objective="features", options={"output": "image_embeds", "distance": "cosine"})
+    terms = (embeds, Term(objective="affinity"))
+    learned = {}
+    for steps in (1, 3):
+        recipe = Recipe(name="half", terms=terms, frozen=("text_model", "text_projection"))
+        options = {**SHORT, "steps": steps, "data": pictures, "recipe": recipe, "output": tmp_path / str(steps)}
+        learned[steps] = load_file(distill(two_towers, student=STUDENT, **options).folder / "model.safetensors")
+    same = {name for name, value in learned[1].items() if torch.equal(value, learned[3][name])}
+    assert {name for name in learned[1] if name.startswith("text_")} <= same
+    assert any(name.startswith("vision_model") and name not in same for name in learned[1])
+    with pytest.raises(UsageError, match=r"freezes 'text_mode', .* no part of that name"):
+        recipe = Recipe(name="half", terms=terms, frozen=("text_mode",))
+        distill(two_towers, student=STUDENT, **{**options, "recipe": recipe, "output": tmp_path / "none"})
+
+
+def test_sparse_logits_are_not_stored_for_what_needs_them_all(classifier: str, pictures: Path, tmp_path: Path) -> None:
+    recipe = Recipe(name="all", terms=(Term(objective="features", options={"output": "logits"}),), top_k=1)
+    made = distill(classifier, student=STUDENT, data=pictures, recipe=recipe, output=tmp_path / "out", **SHORT)
+    assert made.distillation.n_steps == 3
 
 
 def test_a_second_student_does_not_ask_the_teacher_again(

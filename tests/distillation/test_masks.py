@@ -90,7 +90,11 @@ def test_prompts_follow_from_the_row(teacher: str, pictures: Path) -> None:
     made = TrainingPictures(data, augmentation="crop-flip", seed=0, n_variants=2)
     stored: Any = None
     lessons = Lessons(pictures=made, stored=stored, image=model.processing.image, n_prompts=4)
-    one, other = lessons._prompts([3, 80]), lessons._prompts([80])
+    (one, shown), (other, _) = lessons._prompts([3, 80]), lessons._prompts([80])
+    for points, where in zip(one["input_points"].round().long(), shown, strict=True):
+        assert not bool(where.all()), "a picture that is no square is filled up"
+        x, y = points.clamp(min=0, max=len(where) - 1).reshape(-1, 2).T
+        assert bool((where[y, x] | where[(y - 1).clamp(min=0), x] | where[y, (x - 1).clamp(min=0)]).all())
     assert one["input_points"].shape == (2, 4, 2, 2) and one["input_labels"].shape == (2, 4, 2)
     assert torch.equal(one["input_points"][1], other["input_points"][0])
     image = model.processing.image

@@ -95,6 +95,46 @@ def check_points(step, asked, mine, teacher):
     return seen
 
 
+def test_what_a_picture_was_filled_up_with_counts_for_nothing():
+    """The lower half and the last third are padding: the value is that of the rest alone, and no point lies there."""
+    shown = torch.zeros(N, 8, 18, dtype=torch.bool)
+    shown[:, :4, :12] = True
+    whole = value_of("prompts", step_of(Decoder(), points(), shown=torch.ones_like(shown)), student=SAM)
+    assert whole == value_of("prompts", step_of(Decoder(), points()), student=SAM)
+
+    class Cut(Decoder):
+        """Says at the border what it will."""
+
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def __call__(self, who, embeds, prompts):
+            made = super().__call__(who, embeds, prompts)
+            masks = made["pred_masks"].clone()
+            sign = 1 if who == "student" else -1
+            masks[..., 2:, :], masks[..., 4:] = sign * self.value, sign * self.value
+            return {**made, "pred_masks": masks}
+
+    decoders = [Cut(1.0), Cut(9.0)]
+    first, second = (value_of("prompts", step_of(d, points(), shown=shown), student=SAM) for d in decoders)
+    assert first == second
+    asked = decoders[0].asked[-1][1]
+    drawn = asked["input_points"][:, :, -1][asked["input_labels"][:, :, -1] >= 0]
+    assert len(drawn) and (drawn[:, 0] < 12).all() and (drawn[:, 1] < 4).all()
+
+
+def test_a_student_of_smaller_pictures_is_compared_at_its_own_size():
+    class Finer(Decoder):
+        def __call__(self, who, embeds, prompts):
+            made = super().__call__(who, embeds, prompts)
+            if who == "teacher":
+                made["pred_masks"] = made["pred_masks"].repeat_interleave(2, -1).repeat_interleave(2, -2)
+            return made
+
+    assert value_of("prompts", step_of(Finer(), points()), student=SAM).isfinite()
+
+
 def test_every_place_that_differs_is_drawn():
     student, teacher = torch.zeros(N, P, 1, H, W) - 1, torch.zeros(N, P, 1, H, W) - 1
     teacher[..., 0, 1] = teacher[..., 3, 5] = student[..., 2, 2] = 1

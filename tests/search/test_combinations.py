@@ -1,5 +1,6 @@
 """Several graphs: which combinations are candidates, and what their times add up to."""
 
+import msgspec
 import pytest
 
 from edgevlm.measure.spec import Comparison, Environment, Measurement, Protocol, Ratio
@@ -83,6 +84,19 @@ def test_with_two_graphs_only_what_beats_float_is_combined_fastest_first():
     ]
     assert made[0].name == "fp32"
     assert made[1].name == "image:static+text:dynamic"
+
+
+def test_where_a_size_is_asked_for_slow_forms_are_combined_too_smallest_first():
+    found = known(
+        image_encoder=comparison({"fp32": 10.0, "static": 4.0, "small": 12.0}),
+        text_encoder=comparison({"fp32": 20.0}),
+    )
+    for trials in found.values():
+        for name, variant in trials.variants.items():
+            n_bytes = {"fp32": 400, "static": 100, "small": 50}[name]
+            trials.variants[name] = msgspec.structs.replace(variant, n_bytes=n_bytes)
+    made = candidates_of(found, must_be_faster=False)
+    assert [candidate.variants["image_encoder"] for candidate in made] == ["fp32", "small", "static"]
 
 
 def test_ratios_add_up_by_the_time_that_each_graph_takes():

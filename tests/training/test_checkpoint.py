@@ -53,6 +53,9 @@ def test_what_is_not_this_trainings_is_left_alone(tmp_path: Path, harm: str) -> 
     again, _, _, other = start(tmp_path, "two" if harm == "another's" else "one")
     before = {name: value.clone() for name, value in again.state_dict().items()}
     assert other.load() == 0 and other.facts == {}
+    kept = checkpoint.file.with_name("checkpoint.earlier.safetensors")
+    assert kept.is_file() == bool(other.note) == (harm != "missing")
+    assert ("damaged" if harm == "truncated" else "after step 7" if harm == "another's" else "") in other.note
     assert all(torch.equal(value, before[name]) for name, value in again.state_dict().items())
 
 
