@@ -58,7 +58,7 @@ def _as_large_as(mine: Tensor, theirs: Tensor) -> Tensor:
     if mine.shape[-2:] == theirs.shape[-2:]:
         return theirs
     resized = F.interpolate(theirs.flatten(0, 1), mine.shape[-2:], mode="bilinear", align_corners=False)
-    return resized.unflatten(0, theirs.shape[:2])
+    return resized.reshape(*theirs.shape[:3], *mine.shape[-2:])
 
 
 def _shown(step: Step, masks: Tensor) -> Tensor:
