@@ -47,6 +47,7 @@ _CONV = frozenset({
     "Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData",
 })  # fmt: skip
 _WORK = _CONV | {"MatMul"}
+_NO_WORK = frozenset({"Constant", "Parameter", "Result"})
 
 # What the CPU plugin calls its kernels for these. Source: openvino/src/plugins/intel_cpu/src/cpu_types.cpp.
 _KERNELS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "GatherMatmul", "MatMul"})
@@ -389,16 +390,17 @@ def _quantized(prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData) ->
     if recipe.ranges == "minmax":
         ranges = importlib.import_module("nncf.quantization.range_estimator")
         advanced.activations_range_estimator_params = ranges.RangeEstimatorParametersSet.MINMAX
+    model = _read(prepared)
     with _refused(prepared, recipe), _quiet(), _one_core():
         return nncf.quantize(
-            _read(prepared),
+            model,
             nncf.Dataset(samples),
             preset=nncf.QuantizationPreset(recipe.preset),
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(samples),
             fast_bias_correction=recipe.bias == "fast",
             model_type=nncf.ModelType.TRANSFORMER if recipe.is_transformer else None,
-            ignored_scope=_ignored(nncf, recipe),
+            ignored_scope=_ignored(nncf, (*recipe.keep_float, *_after(model, recipe.keep_float))),
             advanced_parameters=advanced,
         )
 
@@ -422,13 +424,28 @@ def _compressed(prepared: Path, recipe: OpenVinoRecipe, data: CalibrationData) -
         return nncf.compress_weights(
             _read(prepared),
             mode=nncf.CompressWeightsMode(recipe.weights),
-            ignored_scope=_ignored(nncf, recipe),
+            ignored_scope=_ignored(nncf, recipe.keep_float),
             **options,
         )
 
 
-def _ignored(nncf: Any, recipe: OpenVinoRecipe) -> Any:
-    return nncf.IgnoredScope(names=sorted(recipe.keep_float)) if recipe.keep_float else None
+def _after(model: Any, kept: tuple[str, ...]) -> Iterator[str]:
+    """What comes between a layer that stays in float and the next layer: sums, poolings, products of activations.
+
+    NNCF quantizes these wherever they stand. Between layers in float that saves no time, and costs what no repair gets
+    back: of a ResNet-50 of random weights each group alone lost 9 points or more, the last layer alone 9.1.
+    """
+    work = {op.get_friendly_name() for op in _work_nodes(model)}
+    is_kept = False
+    for op in model.get_ordered_ops():
+        if op.get_friendly_name() in work:
+            is_kept = op.get_friendly_name() in kept
+        elif is_kept and op.get_type_name() not in _NO_WORK:
+            yield op.get_friendly_name()
+
+
+def _ignored(nncf: Any, names: tuple[str, ...]) -> Any:
+    return nncf.IgnoredScope(names=sorted(names)) if names else None
 
 
 def _samples(prepared: Path, feeds: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:

@@ -225,6 +225,24 @@ def test_nodes_that_are_kept_stay_in_float(graph: Graph, tmp_path: Path):
     assert recipe.describe()["kept in float"] == " ".join(kept)
 
 
+def test_what_comes_between_layers_in_float_stays_in_float_too(tmp_path: Path):
+    """Sums and poolings: with the last layer alone in int8, what it reads is all that is quantized."""
+    file = save_cnn(tmp_path / "model.onnx", batch=1)
+    (tmp_path / "prepared").mkdir()
+    graph = Graph("cnn", file, OpenVinoLowering().prepare(file, tmp_path / "prepared"))
+    nodes = OpenVinoLowering().lowered_nodes(graph.prepared, INT8)
+
+    def quantizers(name: str, kept: tuple[str, ...]) -> int:
+        (xml, _) = lower(graph, msgspec.structs.replace(INT8, keep_float=kept), tmp_path / name).files
+        ops = openvino_core().read_model(str(tmp_path / name / xml)).get_ordered_ops()
+        # Those of weights are integers by now.
+        return sum(op.get_type_name() == "FakeQuantize" for op in ops)
+
+    assert quantizers("all", ()) > 4
+    assert quantizers("last", nodes[:-1]) == 1
+    assert quantizers("first", nodes[1:]) <= 2
+
+
 def test_what_onnx_runtime_quantized_runs_in_int8_too(tmp_path: Path):
     file = save_cnn(tmp_path / "model.onnx", batch=1)
     (tmp_path / "prepared").mkdir()
