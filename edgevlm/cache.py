@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from edgevlm.errors import UsageError
 from edgevlm.report.spec import StepRow
@@ -12,6 +15,8 @@ from edgevlm.store import Store, Stored
 __all__ = ["clear", "list", "why"]
 
 LAST_RUN = "last_run.json"
+
+S = TypeVar("S", bound=Spec)
 
 
 class Run(Spec, frozen=True, kw_only=True):
@@ -36,14 +41,23 @@ def why(bundle: Path | None = None) -> Run:
         file = Store().root / LAST_RUN
         if not file.is_file():
             raise UsageError("Nothing has been compiled with this cache yet.", hint="Run `edgevlm compile` first.")
-        return from_json(file.read_bytes(), Run)
+        return _read(file, Run)
     from edgevlm.report.spec import Report
 
     file = Path(bundle) / "report" / "report.json"
     if not file.is_file():
         raise UsageError(f"'{bundle}' holds no report/report.json.", hint="Give the directory that `compile` wrote.")
-    report = from_json(file.read_bytes(), Report)
+    report = _read(file, Report)
     return Run(source=report.source, target=report.target, steps=report.steps)
+
+
+def _read(file: Path, kind: type[S]) -> S:
+    try:
+        return from_json(file.read_bytes(), kind)
+    except msgspec.MsgspecError as error:
+        raise UsageError(
+            f"'{file}' is damaged, or was written by another version: {error}.", hint="Compile the model again."
+        ) from error
 
 
 def clear() -> int:

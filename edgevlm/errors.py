@@ -55,6 +55,10 @@ class BundleError(EdgeVLMError):
     """A bundle breaks a MUST of the format, was changed, or cannot run on this machine."""
 
 
+class ForeignEngineError(BundleError):
+    """An engine is for another GPU, or of another version, than this machine has."""
+
+
 class StoreError(EdgeVLMError):
     """A folder cannot be written or read: full, read-only, taken."""
 

@@ -213,7 +213,7 @@ def _timed(
                 rows = part.inputs[0].shape[0]
                 feeds = graph_input(bundle.in_form(form), part, picture)
                 repeats = rows if isinstance(rows, int) else 1
-                np.savez(inputs, allow_pickle=False, **{k: np.repeat(v, repeats, axis=0) for k, v in feeds.items()})
+                np.savez(inputs, **{k: np.repeat(v, repeats, axis=0) for k, v in feeds.items()})
                 threads = part.session.n_threads if n_threads is None else n_threads
                 subjects.append(
                     Subject(

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -136,7 +137,7 @@ def _stranger(destination: Path) -> str | None:
                 data = opened.read(MANIFEST)
                 found = set(opened.namelist())
         listed = {entry.path for entry in from_json(data, _Listing).files}
-    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, msgspec.MsgspecError):
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError):
         return "it is no bundle"
     others = found - listed - {MANIFEST}
     return f"it also holds '{min(others)}', which is no part of the bundle" if others else None

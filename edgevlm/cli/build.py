@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.cli.common import Output, output_options
+from edgevlm.cli.common import Output, beside, output_options
 
 if TYPE_CHECKING:
     from edgevlm.building import Built
@@ -34,7 +34,7 @@ def build_command(bundle: Path, destination: Path | None, overwrite: bool, outpu
     """
     from edgevlm.building import build
 
-    place = destination or bundle.with_name(f"{bundle.name.removesuffix('.evlm')}-built")
+    place = destination or beside(bundle, "built")
     with output.progress() as progress:
         found = build(bundle, output=place, overwrite=overwrite, progress=progress)
     output.value(found, lambda: built_text(found))

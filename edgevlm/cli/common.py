@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -87,6 +88,12 @@ def device_option(command: F) -> F:
     return click.option(
         "--device", metavar="ADDRESS", help="Do it there, such as on ssh://user@host; here where left out."
     )(command)
+
+
+def beside(bundle: Path, suffix: str) -> Path:
+    """Where what is made of a bundle lies if nobody says: ``a`` or ``a.evlm`` gives ``a-SUFFIX``."""
+    name = bundle.name if bundle.name not in ("", "..") else Path(os.path.normpath(bundle.absolute())).name
+    return Path(os.path.normpath(bundle / "..")) / f"{name.removesuffix('.evlm')}-{suffix}"
 
 
 def labels_option(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:

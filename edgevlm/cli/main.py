@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -34,6 +35,8 @@ VERBS: dict[str, tuple[str, str]] = {
 EXIT_INTERRUPTED = 130
 
 # What a disk says that takes no more; it can strike wherever something is written, standard output included.
+# What a command of these finished is looked up by the next one.
+_GO_ON = frozenset({"compile", "quantize", "distill"})
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 EXAMPLES = """\b
@@ -95,7 +98,7 @@ def exit_code_of(arguments: list[str]) -> int:
         result: Any = cli.main(arguments, standalone_mode=False)
     except EdgeVLMError as error:
         if is_debug:
-            raise
+            traceback.print_exc()
         _say(error.message, error.hint)
         return error.exit_code
     except click.ClickException as error:
@@ -103,7 +106,8 @@ def exit_code_of(arguments: list[str]) -> int:
         _say(error.format_message(), f"See: {context.command_path} --help" if context else "")
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nStopped. What was finished is kept; the same command goes on from there.", err=True)
+        goes_on = " What was finished is kept; the same command goes on from there."
+        click.echo(f"\nStopped.{goes_on if arguments[:1] and arguments[0] in _GO_ON else ''}", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone: nothing can be said to it, and Python must not try at exit.

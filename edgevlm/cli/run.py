@@ -19,7 +19,7 @@ def _points(_context: click.Context, _parameter: click.Parameter, values: tuple[
     points: list[Point] = []
     for value in values:
         numbers = _numbers(value, "x,y, or x,y,0 for a point beside the thing", (2, 3))
-        points.append((numbers[0], numbers[1]) if len(numbers) == 2 else (numbers[0], numbers[1], int(numbers[2])))
+        points.append((numbers[0], numbers[1]) if len(numbers) == 2 else (numbers[0], numbers[1], numbers[2]))
     return tuple(points)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.cli.common import Output, device_option, output_options
+from edgevlm.cli.common import Output, beside, device_option, output_options
 
 if TYPE_CHECKING:
     from edgevlm.tuning import Tuned
@@ -47,7 +47,7 @@ def tune_command(
     from edgevlm.measure.protocol import ALL_STAY, with_rounds
     from edgevlm.tuning import tune, tune_on
 
-    place = destination or bundle.with_name(f"{bundle.name.removesuffix('.evlm')}-tuned")
+    place = destination or beside(bundle, "tuned")
     with output.progress() as progress:
         if device is not None:
             options = {"threads": threads, "max-drop": max_drop, "max-latency-ms": max_latency_ms, "rounds": rounds}

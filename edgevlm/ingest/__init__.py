@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def read_labels(text: str) -> tuple[str, ...]:
     Raises: DataError: the file cannot be read. UsageError: there are none, or one stands twice.
     """
     path = Path(text)
-    if path.is_file():
+    if os.path.isfile(text):  # noqa: PTH113 - a path raises where many names are longer than a file's may be
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -160,7 +160,7 @@ def _graph_subjects(
             bundle.file(file)
         row = graph_input(bundle, component, picture)
         inputs = folder / f"{graph}-{i}.npz"
-        np.savez(inputs, allow_pickle=False, **{name: np.repeat(value, batch, axis=0) for name, value in row.items()})
+        np.savez(inputs, **{name: np.repeat(value, batch, axis=0) for name, value in row.items()})
         subjects.append(
             Subject(
                 name=name,
@@ -196,7 +196,7 @@ def _decoder_input(bundle: Bundle, picture: Path) -> dict[str, Array]:
 
 def _whole_subjects(bundles: Mapping[str, Bundle], picture: Path, n_threads: int | None, folder: Path) -> list[Subject]:
     inputs = folder / "picture.npz"
-    np.savez(inputs, allow_pickle=False, **{_PICTURE: np.frombuffer(picture.read_bytes(), dtype=np.uint8)})
+    np.savez(inputs, **{_PICTURE: np.frombuffer(picture.read_bytes(), dtype=np.uint8)})
     return [
         Subject(
             name=name,

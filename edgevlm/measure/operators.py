@@ -135,7 +135,7 @@ def profile_graph(
         archive = ""
         if inputs is not None:
             archive = os.fspath(Path(folder) / "inputs.npz")
-            np.savez(archive, allow_pickle=False, **{name: np.ascontiguousarray(v) for name, v in inputs.items()})
+            np.savez(archive, **{name: np.ascontiguousarray(v) for name, v in inputs.items()})
         request = ProfileRequest(
             backend=backend,
             file=os.fspath(file),

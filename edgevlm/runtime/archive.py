@@ -77,6 +77,9 @@ def _members(opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG) or info.flag_bits & 0x1 or name in members:
             raise BundleError(f"The archive's '{name}' is a link, encrypted, or there twice.", hint=_AGAIN)
+        # Others choose how much memory unpacking takes.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BundleError(f"The archive's '{name}' is not compressed by deflate.", hint=_AGAIN)
         members[name] = info
     return members
 

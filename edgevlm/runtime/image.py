@@ -34,6 +34,9 @@ Size = tuple[int, int]
 
 ImageSource = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array
 
+# A picture of one row is resized to a thousand times its size, which the guard against bombs does not see.
+_MOST_PIXELS = 1 << 27
+
 _ACCEPTED = "a path, bytes, an open binary file, a PIL image or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
 _CONVERT = "Convert the file to PNG or JPEG."
 
@@ -133,7 +136,7 @@ def preprocess(image: Image.Image, processing: ImageProcessing) -> Array:
 
     Args:    image: RGB, as ``decode_image`` gives it.
     Shapes:  float32 [3, height, width], contiguous.
-    Raises:  DataError: the picture is so narrow that a step leaves nothing of it.
+    Raises:  DataError: the picture is so narrow that its longer side becomes enormous.
     """
     for step in processing.steps:
         if isinstance(step, Resize):
@@ -208,6 +211,11 @@ def size_of(image: Image.Image) -> Size:
 
 def _resize(image: Image.Image, step: Resize) -> Image.Image:
     height, width = _resized_size(size_of(image), step)
+    if height * width > _MOST_PIXELS:
+        raise DataError(
+            f"A picture of {image.width} × {image.height} pixels is so narrow that it becomes {width} × {height}.",
+            hint="Crop it.",
+        )
     return image.resize((width, height), Image.Resampling[step.resample.upper()])
 
 

@@ -9,7 +9,7 @@ from edgevlm.errors import UsageError
 from edgevlm.runtime.image import Size
 from edgevlm.runtime.spec import Prompt
 
-Point = tuple[float, float] | tuple[float, float, int]
+Point = tuple[float, float] | tuple[float, float, float]
 """(x, y), with a 0 behind it where it lies beside the thing that is meant."""
 
 Box = tuple[float, float, float, float]

@@ -84,7 +84,7 @@ def speed(trial: Trial) -> tuple[float, int, str]:
 
 def pareto(trials: tuple[Trial, ...]) -> tuple[str, ...]:
     """Those that no other beats in time, drop and size at once, fastest first; only what was timed and judged."""
-    known = sorted((t for t in trials if t.drop is not None and not t.invalid_because), key=speed)
+    known = sorted((t for t in trials if t.drop is not None and not t.invalid_because and not t.was_dropped), key=speed)
     return tuple(t.name for t in known if not any(_beats(other, t) for other in known))
 
 
@@ -119,6 +119,8 @@ def _verdict(trial: Trial, budgets: Budgets, *, must_beat_float: bool) -> Verdic
         return verdict("float", f"{'; '.join(missed)}" if missed else "what every candidate is compared with")
     if not trial.is_requested:
         return verdict("over a budget", "another precision was asked for")
+    if trial.was_dropped and missed:  # what it was let go for may have missed a budget itself
+        return verdict("over a budget", "; ".join(missed))
     if trial.was_dropped:
         return verdict("dropped early", "surely slower than another candidate")
     if trial.invalid_because and (must_beat_float or budgets.max_latency_ms is not None):

@@ -72,7 +72,6 @@ class GraphTrials:
         ratio, trial = self.ratio(name), self.trial(name)
         return not trial.failure and not trial.was_dropped and ratio is not None and ratio.is_valid and ratio.high < 1
 
-
     def ran(self, name: str) -> bool:
         """To the end of its comparison."""
         trial = self.trial(name)

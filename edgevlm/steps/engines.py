@@ -128,7 +128,7 @@ def shape_ranges(
 
 
 def _sizes(inputs: Sequence[TensorSpec], fed: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    return {spec.name: tuple(size if isinstance(size, int) else fed.get(size, 1) for size in spec.shape) for spec in inputs}
+    return {spec.name: tuple(n if isinstance(n, int) else fed.get(n, 1) for n in spec.shape) for spec in inputs}
 
 
 def _exported(work: Work, variant: Variant) -> Exported:

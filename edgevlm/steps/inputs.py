@@ -109,7 +109,7 @@ def text_inputs(job: Job, texts: Sequence[str], text: TextProcessing | None = No
 def save_inputs(file: Path, inputs: Mapping[str, Array]) -> Path:
     """As an ``.npz``, which a worker reads."""
     with file.open("wb") as opened:
-        np.savez(opened, allow_pickle=False, **{name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        np.savez(opened, **{name: np.ascontiguousarray(value) for name, value in inputs.items()})
     return file
 
 

@@ -89,6 +89,8 @@ def _judge(judge: Judge, candidates: tuple[Candidate, ...], known: Known) -> tup
         trials = [each.trial(candidate.variants[graph]) for graph, each in known.items()]
         if broken := [trial.failure for trial in trials if trial.failure]:
             failures[candidate.name] = broken[0]
+        elif len(known) == 1 and candidate.name in next(iter(known.values())).drops:
+            drops[candidate.name] = next(iter(known.values())).drops[candidate.name]
         elif not any(trial.was_dropped for trial in trials):
             try:
                 drops[candidate.name] = judge.drop(members_of(candidate, known))

@@ -12,8 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from edgevlm.cache import why
+from edgevlm.cli.common import beside
 from edgevlm.cli.main import exit_code_of
+from edgevlm.cli.run import _points
+from edgevlm.errors import UsageError
+from edgevlm.ingest import read_labels
 from edgevlm.runtime.pipeline import Pipeline
+from edgevlm.runtime.prompts import prompts_of
 from edgevlm.target import read_target, target_text
 from tests.runtime import tiny
 
@@ -204,7 +210,42 @@ def test_a_full_disk_behind_standard_output_is_told(made):
     assert "Traceback" not in done.stderr
 
 
-def test_debug_shows_where_an_error_comes_from(made):
+def test_debug_shows_where_an_error_comes_from_and_keeps_its_exit_code(made):
     done = edgevlm("run", made, os.devnull, "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+    done = edgevlm("compile", "demo", "--target", "nowhere", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "error: There is no target 'nowhere'" in done.stderr
+
+
+def test_many_labels_are_no_file_name():
+    labels = [f"a thing of kind {i}" for i in range(40)]
+    assert read_labels(",".join(labels)) == tuple(labels)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "expected"),
+    [
+        ("a", "a-tuned"), ("a/", "a-tuned"), ("b/a.evlm", "b/a-tuned"), ("/b/a", "/b/a-tuned"),
+        (".", "../here-tuned"), ("..", "../../above-tuned"),
+    ],
+)  # fmt: skip
+def test_what_is_made_of_a_bundle_lies_beside_it(bundle, expected, tmp_path, monkeypatch):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    assert beside(Path(bundle), "tuned") == Path(expected)
+
+
+def test_a_report_of_another_version_is_one_sentence(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text('{"later": 1}')
+    with pytest.raises(UsageError, match="was written by another version"):
+        why(tmp_path)
+
+
+@pytest.mark.parametrize("label", ["0.9", "nan", "2"])
+def test_half_a_label_of_a_point_is_refused(label):
+    with pytest.raises(UsageError, match="is no point"):
+        prompts_of(_points(None, None, (f"1,2,{label}",)))

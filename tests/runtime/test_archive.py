@@ -65,6 +65,13 @@ def test_a_changed_file_in_the_cache_says_what_to_delete(archive: Path):
     assert str(graph.parents[1]) in raised.value.hint
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compressions_are_refused(kind: int, archive: Path, tmp_path: Path):
+    other = pack(tmp_path / "packed.zip", members(archive), kind=kind)
+    with pytest.raises(BundleError, match="not compressed by deflate"):
+        open_bundle(other)
+
+
 def test_a_compressed_archive_opens_too(archive: Path, tmp_path: Path):
     other = pack(tmp_path / "packed.zip", members(archive), kind=zipfile.ZIP_DEFLATED)
     assert verify_bundle(other)

@@ -145,6 +145,12 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path):
         decode_image(Image.new("F", (3, 3)))
 
 
+def test_a_picture_of_one_row_does_not_fill_the_memory():
+    processing = ImageProcessing(height=224, width=224, steps=(Resize(shortest_edge=224), square(224)))
+    with pytest.raises(DataError, match="so narrow that it becomes 22400000 × 224"):
+        preprocess(Image.new("RGB", (100_000, 1)), processing)
+
+
 def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch):
     data = encoded(noise(100, 100))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)

@@ -11,6 +11,12 @@ from edgevlm.errors import BundleError, MissingToolError, ModelError
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
 
+# What a session may be told. A bundle is data: it must not have files written (statistics, an optimized graph, ...).
+_ENTRIES = frozenset({
+    "optimization.disable_specified_optimizers", "session.disable_quant_qdq", "session.force_spinning_stop",
+    "session.intra_op.allow_spinning",
+})  # fmt: skip
+
 # ONNX Runtime names types as tensor(float); numpy and the manifest as float32.
 _DTYPES = {
     "tensor(float)": "float32",
@@ -39,8 +45,8 @@ class OnnxRuntime:
             import onnxruntime as ort
         except ImportError as error:
             raise MissingToolError("ONNX Runtime is not installed.", hint="Run: pip install onnxruntime") from error
-        settings = session_settings(options)
         try:
+            settings = session_settings(options)
             session = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own classes, all derived from Exception alone
             raise BundleError(
@@ -54,6 +60,8 @@ def session_settings(options: SessionOptions) -> Any:
     """ONNX Runtime's own settings for ``options``."""
     import onnxruntime as ort
 
+    if unknown := sorted(options.entries.keys() - _ENTRIES):
+        raise ValueError(f"a session cannot be told {', '.join(unknown)}")
     ort.disable_telemetry_events()
     levels = ort.GraphOptimizationLevel
     settings = ort.SessionOptions()

@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,18 +118,20 @@ class _Plan:
         self._request = compiled.create_infer_request()
         self._fed: list[Any] = []
         self._answers = [_Answer(spec) for spec in outputs]
+        self._is_busy = threading.Lock()
 
     def run(self, tensors: list[Any]) -> dict[str, Array]:
-        self._fed = tensors
-        for index, tensor in enumerate(tensors):
-            self._request.set_input_tensor(index, tensor)
-        for index, answer in enumerate(self._answers):
-            answer.make_room(self._request, index, self._tensor)
-        self._request.infer(share_outputs=True)
-        return {
-            spec.name: answer.take(self._request, i)
-            for i, (spec, answer) in enumerate(zip(self._outputs, self._answers, strict=True))
-        }
+        with self._is_busy:
+            self._fed = tensors
+            for index, tensor in enumerate(tensors):
+                self._request.set_input_tensor(index, tensor)
+            for index, answer in enumerate(self._answers):
+                answer.make_room(self._request, index, self._tensor)
+            self._request.infer(share_outputs=True)
+            return {
+                spec.name: answer.take(self._request, i)
+                for i, (spec, answer) in enumerate(zip(self._outputs, self._answers, strict=True))
+            }
 
 
 def for_one_row(model: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import statistics
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgevlm.errors import BundleError, MissingToolError, ModelError
+from edgevlm.errors import BundleError, ForeignEngineError, MissingToolError, ModelError
 from edgevlm.runtime.engine import EngineBackend, EngineCard, check_feeds, listed, read_card
 from edgevlm.runtime.engine_layers import EngineLayers, layers_from_inspector, with_times
 from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
@@ -65,7 +66,7 @@ class TensorRt:
 
     def open(self, file: Path, options: SessionOptions) -> TensorRtSession:
         if options.entries:
-            raise ValueError(f"a session cannot be told {', '.join(sorted(options.entries))}")
+            raise BundleError(f"TensorRT's sessions cannot be told {', '.join(sorted(options.entries))}.")
         trt = import_tensorrt(self.name)
         card = read_card(file)
         # Before anything is asked of the GPU: TensorRT itself says of another version's engine little that helps.
@@ -105,9 +106,14 @@ class TensorRtSession:
         }
         self._stream = cuda.stream()
         self._memory = {spec.name: DeviceMemory(cuda) for spec in (*self.inputs, *self.outputs)}
+        self._is_busy = threading.Lock()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         check_feeds(feeds, self._card)
+        with self._is_busy:
+            return self._run(feeds)
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         # Kept until the stream is done: copies read the caller's memory, or this one, while the call goes on.
         fed = {spec.name: np.asarray(feeds[spec.name], order="C") for spec in self.inputs}
         for name, value in fed.items():
@@ -347,7 +353,7 @@ def _import_cuda() -> Any:
 
 def _check(file: Path, refusal: str | None) -> None:
     if refusal:
-        raise BundleError(
+        raise ForeignEngineError(
             f"The engine '{file.name}' was {refusal}.", hint="Build the engine anew on this machine, from its graph."
         )
 

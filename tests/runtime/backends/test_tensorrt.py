@@ -253,7 +253,7 @@ def test_an_engine_whose_tensors_are_not_those_of_its_card_is_refused(use, tmp_p
 
 
 def test_a_session_takes_no_settings(tmp_path: Path):
-    with pytest.raises(ValueError, match="cannot be told"):
+    with pytest.raises(BundleError, match="cannot be told"):
         TensorRt().open(tmp_path / "model.engine", SessionOptions(entries={"cache": "/etc"}))
 
 
