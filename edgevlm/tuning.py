@@ -19,6 +19,7 @@ import numpy as np
 from edgevlm.bundle.write import check_destination, copy_bundle, write_bundle
 from edgevlm.devices import open_device
 from edgevlm.errors import BundleError, EdgeVLMError, ModelError, UsageError
+from edgevlm.measure.arrays import save_arrays
 from edgevlm.measure.bundles import graph_input, timed
 from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.protocol import ALL_STAY
@@ -213,7 +214,7 @@ def _timed(
                 rows = part.inputs[0].shape[0]
                 feeds = graph_input(bundle.in_form(form), part, picture)
                 repeats = rows if isinstance(rows, int) else 1
-                np.savez(inputs, **{k: np.repeat(v, repeats, axis=0) for k, v in feeds.items()})
+                save_arrays(inputs, {k: np.repeat(v, repeats, axis=0) for k, v in feeds.items()})
                 threads = part.session.n_threads if n_threads is None else n_threads
                 subjects.append(
                     Subject(

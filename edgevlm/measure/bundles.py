@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from edgevlm.errors import UsageError
+from edgevlm.measure.arrays import save_arrays
 from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.interleave import compare
 from edgevlm.measure.protocol import ALL_STAY, extended
@@ -160,7 +161,7 @@ def _graph_subjects(
             bundle.file(file)
         row = graph_input(bundle, component, picture)
         inputs = folder / f"{graph}-{i}.npz"
-        np.savez(inputs, **{name: np.repeat(value, batch, axis=0) for name, value in row.items()})
+        save_arrays(inputs, {name: np.repeat(value, batch, axis=0) for name, value in row.items()})
         subjects.append(
             Subject(
                 name=name,
@@ -196,7 +197,7 @@ def _decoder_input(bundle: Bundle, picture: Path) -> dict[str, Array]:
 
 def _whole_subjects(bundles: Mapping[str, Bundle], picture: Path, n_threads: int | None, folder: Path) -> list[Subject]:
     inputs = folder / "picture.npz"
-    np.savez(inputs, **{_PICTURE: np.frombuffer(picture.read_bytes(), dtype=np.uint8)})
+    save_arrays(inputs, {_PICTURE: np.frombuffer(picture.read_bytes(), dtype=np.uint8)})
     return [
         Subject(
             name=name,

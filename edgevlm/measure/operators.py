@@ -15,6 +15,7 @@ import numpy as np
 
 from edgevlm.errors import ModelError, UsageError, did_you_mean
 from edgevlm.measure.apart import call_apart
+from edgevlm.measure.arrays import save_arrays
 from edgevlm.measure.process import WorkerError
 from edgevlm.measure.worker import Waiting, wait_due_to_others
 from edgevlm.runtime.spec import Array, SessionOptions, Spec, TensorSpec
@@ -135,7 +136,7 @@ def profile_graph(
         archive = ""
         if inputs is not None:
             archive = os.fspath(Path(folder) / "inputs.npz")
-            np.savez(archive, **{name: np.ascontiguousarray(v) for name, v in inputs.items()})
+            save_arrays(archive, {name: np.ascontiguousarray(v) for name, v in inputs.items()})
         request = ProfileRequest(
             backend=backend,
             file=os.fspath(file),

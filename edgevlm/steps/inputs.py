@@ -13,6 +13,7 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.data.prompts import prompts_of_sample
 from edgevlm.export import Exported, open_source
 from edgevlm.job import Job, Work, place
+from edgevlm.measure.arrays import save_arrays
 from edgevlm.plan import TEXT_ENCODER
 from edgevlm.runtime.image import decode_image, preprocess, size_of
 from edgevlm.runtime.spec import Array, Processing, Prompt, TextProcessing
@@ -109,7 +110,7 @@ def text_inputs(job: Job, texts: Sequence[str], text: TextProcessing | None = No
 def save_inputs(file: Path, inputs: Mapping[str, Array]) -> Path:
     """As an ``.npz``, which a worker reads."""
     with file.open("wb") as opened:
-        np.savez(opened, **{name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        save_arrays(opened, {name: np.ascontiguousarray(value) for name, value in inputs.items()})
     return file
 
 
