@@ -43,7 +43,7 @@ def benchmark_on(
     for bundle in bundles:
         if not (found := verify_on(device, bundle)):
             raise BundleError(
-                f"'{bundle}' was not timed, for on {device.name} it does not answer as it should: {found.reasons[0]}",
+                f"'{bundle}' does not answer as it should on {device.name}, so nothing was timed: {found.reasons[0]}",
                 hint="Run `edgevlm verify` with the same --device to see every golden picture.",
             )
     options: list[str | Path] = [*bundles[1:], "-v"]

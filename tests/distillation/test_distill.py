@@ -116,7 +116,7 @@ def test_what_the_data_lacks_is_said_before_the_teacher_is_asked(
         distill(classifier, recipe="labels", **options)
     rows = [f"{path.name},{'' if i == 5 else 'a picture'}" for i, path in enumerate(sorted(flat.iterdir()))]
     (flat / "captions.csv").write_text("\n".join(["file,caption", *rows]))
-    with pytest.raises(DataError, match=r"1 of the \d+ pictures of 'captions.csv' have no caption; the first is"):
+    with pytest.raises(DataError, match=r"1 of the \d+ pictures of 'captions' have no caption; the first is"):
         distill(two_towers, **{**options, "data": flat / "captions.csv"})
 
 

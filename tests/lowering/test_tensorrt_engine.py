@@ -28,7 +28,7 @@ from edgevlm.quantization.calibration import CalibrationRecipe, collect_ranges
 from edgevlm.quantization.schemes import Calibration
 from edgevlm.report.spec import Proof
 from edgevlm.runtime.backends import tensorrt, tensorrt_build
-from edgevlm.runtime.engine import EngineCard, graph_digest, read_card
+from edgevlm.runtime.engine import AskedRange, EngineCard, graph_digest, read_card
 from edgevlm.runtime.spec import Array, TensorSpec, from_json
 from edgevlm.search.spec import Variant
 from edgevlm.steps.engines import settings_of
@@ -111,7 +111,12 @@ def test_a_card_of_each_series_gets_an_engine_for_its_own_gpu(target: str, gpu: 
         proof=proof,
     )  # fmt: skip
     write_spec(tmp_path / "exported.json", exported)
-    job: Any = SimpleNamespace(target=load_target(target), request=SimpleNamespace(shapes={"pixel_values": RANGE}))
+    asked = {"pixel_values": AskedRange(min=RANGE.min, opt=RANGE.opt, max=RANGE.max)}
+    job: Any = SimpleNamespace(
+        model=SimpleNamespace(processing=SimpleNamespace(text=None)),
+        target=load_target(target),
+        request=SimpleNamespace(shapes=asked),
+    )
     work: Any = SimpleNamespace(job=job, inputs={"export:model": tmp_path})
     variant = Variant(graph="model", name="tensorrt-rtx-fp16", precision="fp16", backend="tensorrt-rtx")
     found = settings_of(work, variant)
