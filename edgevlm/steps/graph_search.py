@@ -210,7 +210,8 @@ class GraphSearch:
         if form is None or len(groups) < 2:
             return False
         n_pictures = len(self.work.job.splits.select)
-        judging_s = len(groups) * n_pictures * (self.known.trial(name).p50_ms or 0.0) / 1e3
+        # Each of them is float but for one group.
+        judging_s = len(groups) * n_pictures * (self.known.trial(FLOAT).p50_ms or 0.0) / 1e3
         is_judged = judging_s < SHARE_FOR_JUDGING_GROUPS * self.clock.left_s()
 
         def drop_of(variant: Variant) -> Drop | None:
