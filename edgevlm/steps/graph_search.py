@@ -68,6 +68,8 @@ class GraphSearch:
     clock: Clock
     made: dict[str, Form] = field(default_factory=dict)
     sensitivities: tuple[GroupSensitivity, ...] = ()
+    judging_s: float = 0.0
+    """The longest that a form took to be judged, with reading pictures and counting pixels."""
 
     def __post_init__(self) -> None:
         self.known = GraphTrials(graph=self.forms.graph)
@@ -139,8 +141,10 @@ class GraphSearch:
 
     def _judge(self, name: str) -> Drop | None:
         if name not in self.known.drops and name not in self.known.failures:
+            began_s = self.clock.now()
             try:
                 self.known.drops[name] = self.judge.drop(self._members(self.known.variants[name]))
+                self.judging_s = max(self.judging_s, self.clock.now() - began_s)
             except EdgeVLMError as error:
                 if name == FLOAT:
                     raise
@@ -209,9 +213,9 @@ class GraphSearch:
         groups = self._groups(form)
         if form is None or len(groups) < 2:
             return False
-        n_pictures = len(self.work.job.splits.select)
-        # Each of them is float but for one group.
-        judging_s = len(groups) * n_pictures * (self.known.trial(FLOAT).p50_ms or 0.0) / 1e3
+        # Each is float but for one group. What an earlier search judged was only looked up, in no time.
+        running_s = len(self.work.job.splits.select) * (self.known.trial(FLOAT).p50_ms or 0.0) / 1e3
+        judging_s = len(groups) * max(running_s, self.judging_s)
         is_judged = judging_s < SHARE_FOR_JUDGING_GROUPS * self.clock.left_s()
 
         def drop_of(variant: Variant) -> Drop | None:
