@@ -237,22 +237,30 @@ class GraphSearch:
         limit = WORTH_REPAIRING * (best.ratio if best and best.ratio else 1.0)
         return trial.ratio is not None and trial.ratio < limit and len(self.forms.lowered_nodes(form)) > 1
 
-    def _by_noise_for_time(self, name: str) -> list[NodeGroup]:
-        """The groups that add most noise for the time that they save come first."""
-        known = {s.group: s for s in self.sensitivities if s.form == self.made[name].recipe.name}
+    def _by_loss_for_time(self, name: str) -> list[NodeGroup]:
+        """The groups that lose most for the time that they save come first.
 
-        def price(group: NodeGroup) -> float:
+        By accuracy where a group alone loses more than its share of the budget, which is more than chance; by noise
+        among the others. Of a ResNet-50 two groups of 10 decibel each lost 8.1 points and 0.2.
+        """
+        known = {s.group: s for s in self.sensitivities if s.form == self.made[name].recipe.name}
+        groups = self._groups(self.made[name])
+        share = self.work.job.request.budgets.max_drop / len(groups)
+
+        def price(group: NodeGroup) -> tuple[float, float]:
             found = known.get(group.name)
             if found is None:
-                return float("inf")  # it does not even run alone
+                return float("inf"), float("inf")  # it does not even run alone
+            saved_ms = max(found.saved_ms, 1e-3)
+            drop = found.drop if found.drop is not None and found.drop > share else 0.0
             # Noise of independent groups adds up by its power (arXiv:1511.06393).
-            return float(10 ** (-found.sqnr_db / 10) / max(found.saved_ms, 1e-3))
+            return drop / saved_ms, float(10 ** (-found.sqnr_db / 10) / saved_ms)
 
-        return sorted(self._groups(self.made[name]), key=price, reverse=True)
+        return sorted(groups, key=price, reverse=True)
 
     def _repair(self, name: str) -> None:
         """The fewest groups in float that keep to the accuracy budget: bisected, then thinned one by one."""
-        form, ranked = self.made[name], self._by_noise_for_time(name)
+        form, ranked = self.made[name], self._by_loss_for_time(name)
         max_drop = self.work.job.request.budgets.max_drop
         low, high = 0, len(ranked)  # with none it fails; with all it is float
         kept: list[NodeGroup] | None = None
