@@ -34,9 +34,10 @@ VERBS: dict[str, tuple[str, str]] = {
 
 EXIT_INTERRUPTED = 130
 
-# What a disk says that takes no more; it can strike wherever something is written, standard output included.
-# What a command of these finished is looked up by the next one.
+# What these finished before they were stopped is looked up when they are started again.
 _GO_ON = frozenset({"compile", "quantize", "distill"})
+
+# What a disk says that takes no more; it can strike wherever something is written, standard output included.
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 EXAMPLES = """\b

@@ -119,10 +119,9 @@ def _verdict(trial: Trial, budgets: Budgets, *, must_beat_float: bool) -> Verdic
         return verdict("float", f"{'; '.join(missed)}" if missed else "what every candidate is compared with")
     if not trial.is_requested:
         return verdict("over a budget", "another precision was asked for")
-    if trial.was_dropped and missed:  # what it was let go for may have missed a budget itself
-        return verdict("over a budget", "; ".join(missed))
-    if trial.was_dropped:
-        return verdict("dropped early", "surely slower than another candidate")
+    if trial.was_dropped:  # what it was let go for may have missed a budget itself
+        slow = verdict("dropped early", "surely slower than another candidate")
+        return verdict("over a budget", "; ".join(missed)) if missed else slow
     if trial.invalid_because and (must_beat_float or budgets.max_latency_ms is not None):
         return verdict("not measured validly", "; ".join(trial.invalid_because))
     if missed:

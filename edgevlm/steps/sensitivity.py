@@ -28,9 +28,6 @@ from edgevlm.store import code_digest, read_spec, write_spec
 N_GROUPS = 8
 # The power of quantization noise settles after some tens of pictures (it is a mean over all values of an output).
 N_PICTURES = 32
-# To see which group is the culprit; what ships is calibrated on all pictures. Of a segmenter of 90 ms, eight forms of a
-# hundred pictures each took most of a search of four minutes, and nothing was left to repair with.
-N_FED = 32
 # Where nothing changes at all, or the outputs are constants: more than float32 can tell apart.
 MAX_SQNR_DB = 150.0
 
@@ -93,7 +90,7 @@ def find_sensitivities(
         if is_over():
             return ()
         others = [other for other in groups if other is not group]
-        variants.append(forms.make(keeping(form, others), suffix=f"~only-{i}", n_fed=N_FED))
+        variants.append(forms.make(keeping(form, others), suffix=f"~only-{i}"))
     protocol = screening(msgspec.structs.replace(work.job.request.protocol, halve_at=()))
     comparison = time_variants(
         work, forms.graph, [baseline, *variants], protocol=protocol, extend=False, what="groups alone, "

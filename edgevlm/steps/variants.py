@@ -53,6 +53,7 @@ class GraphForms:
     def __init__(self, work: Work, graph: str) -> None:
         self.graph = graph
         self._work = work
+        self._calibration = GraphCalibration(work, graph)
         self._lowerings = {name: load_lowering(name) for name in work.step.params["backends"]}
         folder = work.inputs[f"export:{graph}"]
         self._source = folder / read_spec(folder / "exported.json", Exported).file
@@ -82,18 +83,16 @@ class GraphForms:
             found += [Form(backend=backend, recipe=r) for r in recipes[is_first:] if self._is_wanted(r)]
         return (*found, *self._ready_made())
 
-    def make(self, form: Form, *, suffix: str = "", n_fed: int | None = None) -> Variant:
+    def make(self, form: Form, *, suffix: str = "") -> Variant:
         """The form on disk, below ``work.out``; one that its quantizer refuses is a variant with a failure.
 
-        Args:
-            suffix: sets forms of one recipe apart, in their names.
-            n_fed: as ``GraphCalibration`` takes it.
+        Args: suffix: sets forms of one recipe apart, in their names.
         """
         recipe = form.recipe
         name = recipe.name + suffix
         self._work.progress(StepProgress(name=self._work.step.name, detail=f"{self.graph}: making {name}"))
         try:
-            folder = self._lowered(form, GraphCalibration(self._work, self.graph, n_fed=n_fed))
+            folder = self._lowered(form)
         except (MissingToolError, StoreError):
             raise
         except EdgeVLMError as error:
@@ -168,7 +167,7 @@ class GraphForms:
         folder = self._work.store.fetch("prepare", parts, make).path
         return folder / (folder / "prepared.txt").read_text()
 
-    def _lowered(self, form: Form, calibration: GraphCalibration) -> Path:
+    def _lowered(self, form: Form) -> Path:
         lowering, prepared = self._lowerings[form.backend], self._prepared(form.backend)
         # Neither what it is called nor how it is opened changes what is made.
         recipe = msgspec.structs.replace(form.recipe, name="", precision="", session=SessionOptions())
@@ -177,11 +176,11 @@ class GraphForms:
             "source": file_digest(self._source),
             "backend": form.backend,
             "recipe": msgspec.to_builtins(recipe),
-            "calibration": calibration.key if recipe.is_calibrated else None,
+            "calibration": self._calibration.key if recipe.is_calibrated else None,
         }
 
         def make(out: Path) -> None:
-            lowered = lowering.lower(self._source, prepared, form.recipe, calibration, out)
+            lowered = lowering.lower(self._source, prepared, form.recipe, self._calibration, out)
             write_spec(out / "lowered.json", lowered)
 
         return self._work.store.fetch("lower", parts, make).path
@@ -218,16 +217,11 @@ def check_keep_float(work: Work, graphs: Sequence[GraphForms]) -> None:
 
 
 class GraphCalibration:
-    """The calibration split as one graph takes it.
+    """The calibration split as one graph takes it."""
 
-    Args: n_fed: so many pictures at most are fed to a quantizer that goes over them itself; ranges, which all forms
-        share, are of all of them.
-    """
-
-    def __init__(self, work: Work, graph: str, *, n_fed: int | None = None) -> None:
+    def __init__(self, work: Work, graph: str) -> None:
         self._work = work
         self._graph = graph
-        self._n_fed = n_fed
 
     @property
     def recipe(self) -> CalibrationRecipe:
@@ -236,10 +230,6 @@ class GraphCalibration:
     @property
     def key(self) -> Mapping[str, Any]:
         """Everything that decides what ``feeds`` gives."""
-        return {**self._key, **({} if self._n_fed is None else {"n_fed": self._n_fed})}
-
-    @property
-    def _key(self) -> Mapping[str, Any]:
         return {
             "calibrate": self._work.step.params["calibrate"],
             "n_samples": self.recipe.n_samples,
@@ -249,26 +239,22 @@ class GraphCalibration:
         }
 
     def feeds(self) -> Iterator[dict[str, Array]]:
-        return self._first(min(self.recipe.n_samples, self._n_fed or self.recipe.n_samples))
-
-    def _first(self, n: int) -> Iterator[dict[str, Array]]:
         job = self._work.job
         if self._graph == TEXT_ENCODER:  # one by one, each at the length at which the device will run it
-            for text in prompts(job, job.splits.calibrate)[:n]:
+            for text in prompts(job, job.splits.calibrate)[: self.recipe.n_samples]:
                 yield text_inputs(job, [text], processing_of(self._work).text)
             return
         batch = self._work.step.params["batch"] or 1
-        samples = job.splits.calibrate.samples[:n]
+        samples = job.splits.calibrate.samples[: self.recipe.n_samples]
         for start in range(0, len(samples), batch):  # some at a time: a hundred pictures of SAM's size take a gigabyte
             these = job.splits.calibrate.only(samples[start : start + batch])
             yield at_batch(graph_inputs(job, self._graph, these, batch), batch)
 
     def ranges(self, prepared: Path, method: Calibration) -> Path:
-        parts = {**_parts(prepared, ("onnx", "onnxruntime")), "method": method, **self._key}
+        parts = {**_parts(prepared, ("onnx", "onnxruntime")), "method": method, **self.key}
 
         def make(out: Path) -> None:
-            every = self._first(self.recipe.n_samples)
-            collect_ranges(prepared, every, method, out / "ranges.json", _renamed(self._work))
+            collect_ranges(prepared, self.feeds(), method, out / "ranges.json", _renamed(self._work))
 
         return self._work.store.fetch("ranges", parts, make).path / "ranges.json"
 

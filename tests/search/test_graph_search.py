@@ -53,7 +53,7 @@ class Forms:
     def forms(self):
         return (self.baseline, *(Form(backend="b", recipe=Recipe(name=n, precision="int8-static")) for n in self.names))
 
-    def make(self, form, *, suffix="", n_fed=None):
+    def make(self, form, *, suffix=""):
         name = form.recipe.name + suffix
         self.machine.made.append(name)
         if "refused" in name:
