@@ -40,7 +40,7 @@ from edgevlm.runtime.spec import Manifest, Spec
 from edgevlm.steps.finish import assemble_report, bundle_files
 from edgevlm.steps.variants import file_digest
 from edgevlm.store import Entry, Store, cache_root, code_digest, read_spec, storing, write_spec
-from edgevlm.target import is_gpu, load_target, pick_backends, why_not_at_hand
+from edgevlm.target import Target, is_gpu, load_target, pick_backends, why_not_at_hand
 
 # Pictures that the built-in set gives where no data was passed; a fifth of them may calibrate.
 _N_SHAPES = 1000
@@ -82,6 +82,7 @@ ACTIONS: dict[str, ActionSpec] = {
     "bundle": ActionSpec(
         run="edgevlm.steps.bundle:run", tools=("onnx", "msgspec", *_RUN_TOOLS, *_OTHER_BACKENDS), per_machine=True
     ),
+    "count": ActionSpec(run="edgevlm.steps.count:run", tools=_RUN_TOOLS),
 }
 
 
@@ -125,6 +126,7 @@ def prepare(
     quantized: str | os.PathLike[str] | None = None,
     shapes: Mapping[str, ShapeRange | AskedRange] | None = None,
     text_length: int | None = None,
+    count_instructions: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     output: str | os.PathLike[str] | None = None,
@@ -150,6 +152,7 @@ def prepare(
         text_length: tokens that every text is cut and padded to, where they are known to be short; faster than a free
             length, which is what texts have where this is left out.
         output: a folder, or a file ending in ``.evlm``; ``MODEL-TARGET`` where left out.
+        count_instructions: of a run of each form, on the emulated processor of an ARM target, for the report.
         check_output: refuse an output that may not be written now, not after the work.
         protocol: how candidates are timed; the default suits models of 1 to 100 ms.
     """
@@ -167,6 +170,7 @@ def prepare(
     found_backends = pick_backends(hardware, tuple(backends))
     # Float comes first, and as something that runs on any machine.
     found_backends = tuple(sorted(found_backends, key=is_gpu)) if elsewhere else found_backends
+    counted_on = _counted_on(hardware) if count_instructions else ""
     recipe = load_recipe(calibration)
     found = read_model(
         model,
@@ -201,10 +205,12 @@ def prepare(
         is_measured=not elsewhere,
         shapes=_checked_shapes(found, batch, shapes or {}),
         text_length=_checked_length(found, text_length),
+        counted_on=counted_on,
     )
     splits = _read_splits(found, folded, calibration_data, eval_data, recipe.n_samples, recipe.seed)
     data = _digests(splits, takes_names=found.processing.text is not None and not folded)
-    notes = (*found.warnings, *splits.report.notes, *splits.warnings)
+    uncounted = (_uncounted(hardware),) if count_instructions and not counted_on else ()
+    notes = (*found.warnings, *splits.report.notes, *splits.warnings, *uncounted)
     return Job(
         model=found,
         target=hardware,
@@ -238,6 +244,7 @@ def prepare(
             quantized=quantized,
             **ranges_to_text(shapes or {}),
             text_length=text_length,
+            count_instructions=count_instructions,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         ),
@@ -311,6 +318,24 @@ def _load(place: str) -> Callable[..., Any]:
     module, _, attribute = place.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return function
+
+
+def _counted_on(target: Target) -> str:
+    """The processor whose instructions are counted; empty where the target's cannot be.
+
+    Raises: MissingToolError: what counts is not here.
+    """
+    from edgevlm.devices.instructions import CPUS, check_can_count
+
+    if target.emulated_as not in CPUS:
+        return ""
+    check_can_count(target.emulated_as)
+    return target.emulated_as
+
+
+def _uncounted(target: Target) -> str:
+    why = f"{target.emulated_as} is emulated, but not counted" if target.emulated_as else "it is not emulated"
+    return f"No instructions were counted for {target.name}: {why}."
 
 
 # --- reading ----------------------------------------------------------------------------------------------

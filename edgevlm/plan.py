@@ -48,6 +48,7 @@ class Request(Spec, frozen=True, kw_only=True):
         ready_made: digests of graphs that compete as they are.
         is_measured: the target is at hand, so that candidates are timed against each other.
         shapes: sizes that an engine is to be built for, by input.
+        counted_on: the processor that the target's is emulated as, where instructions are to be counted.
         text_length: tokens that every text has; None leaves texts at their own length, where the tower allows it.
     """
 
@@ -65,6 +66,7 @@ class Request(Spec, frozen=True, kw_only=True):
     ready_made: dict[str, str] = {}
     is_measured: bool = True
     shapes: dict[str, AskedRange] = {}
+    counted_on: str = ""
     text_length: int | None = None
 
 
@@ -144,7 +146,8 @@ def plan(model: Model, target: Target, request: Request, data: DataDigests) -> t
         needs=("confirm", "search", *search.needs),
     )
     explained = (explain,) if request.is_measured else ()
-    return (*exports, *fold, search, confirm, *explained, bundle)
+    counted = (_count(request.counted_on),) if request.counted_on else ()
+    return (*exports, *fold, search, confirm, *explained, bundle, *counted)
 
 
 def names(steps: tuple[Step, ...]) -> tuple[str, ...]:
@@ -247,6 +250,16 @@ def _offer(
             "onnx_ir": target.onnx_ir,
             "target": target.name,
         },
+    )
+
+
+def _count(cpu: str) -> Step:
+    return Step(
+        name="count",
+        action="count",
+        summary=f"instructions of a run of each form on an emulated {cpu}",
+        params={"cpu": cpu},
+        needs=("bundle",),
     )
 
 

@@ -107,7 +107,7 @@ PLANS = {
     "features-free-batch": plan(FEATURES, TARGET, asked(batch=None), DATA),
     "two-towers": plan(TOWERS, TARGET, REQUEST, DATA),
     "two-towers-folded": plan(TOWERS, TARGET, asked(labels=("a cat", "a dog"), batch=4), DATA),
-    "not-at-hand": plan(TOWERS, TARGET, asked(is_measured=False, text_length=8), DATA),
+    "not-at-hand": plan(TOWERS, TARGET, asked(is_measured=False, text_length=8, counted_on="cortex-a76"), DATA),
 }
 
 

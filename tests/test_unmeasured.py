@@ -13,13 +13,16 @@ import pytest
 import edgevlm
 from edgevlm.cli.main import exit_code_of
 from edgevlm.compile_each import CompiledEach, compile_each
+from edgevlm.compiler import prepare
 from edgevlm.data import shapes
-from edgevlm.errors import BundleError, GateError, StoreError, UsageError
+from edgevlm.errors import BundleError, GateError, MissingToolError, StoreError, UsageError
+from edgevlm.measure.counts import CLASSES, GraphInstructions, Instructions
 from edgevlm.measure.protocol import QUICK
 from edgevlm.report.spec import Report
 from edgevlm.runtime.bundle import open_bundle
 from edgevlm.runtime.machine import EMULATED, describe_machine
 from edgevlm.runtime.spec import from_json
+from edgevlm.steps import count as count_step
 from edgevlm.tuning import Tuned, tune
 from tests.fast import FAST
 
@@ -112,6 +115,52 @@ def test_every_form_verifies_and_one_that_was_changed_does_not(board, tmp_path):
     (broken / form.components[0].file).write_bytes(b"no graph")
     with pytest.raises(BundleError):
         edgevlm.verify(broken)
+
+
+def test_instructions_are_counted_once_and_stand_in_the_report(board, pictures, tmp_path, monkeypatch):
+    """Which processor counts, and how, is tried where there is an emulator."""
+    asked = []
+
+    def count(path, cpu, *, progress):
+        asked.append(cpu)
+        by_class = {**dict.fromkeys(CLASSES, 0), "int8 dot product": 17_600_000}
+        graphs = tuple(
+            GraphInstructions(
+                form=form.name, graph="image_encoder", precision="fp32", n_instructions=17_600_000, by_class=by_class
+            )
+            for form in open_bundle(path).manifest.forms
+        )
+        return Instructions(name="demo", cpu=cpu, tools={"onnxruntime": "1.32.0"}, graphs=graphs)
+
+    monkeypatch.setattr(count_step, "count_instructions", count)
+    for name in ("first", "second"):
+        compiled = edgevlm.compile(
+            "demo", target="raspberry-pi-5", eval_data=pictures, max_drop=0.04, **FAST, count_instructions=True,
+            output=tmp_path / name,
+        )  # fmt: skip
+    assert asked == ["cortex-a76"]
+    assert all(step.hit for step in compiled.report.steps)
+    assert "--count-instructions" in compiled.report.reproduce
+    counted = compiled.report.instructions
+    assert counted is not None
+    assert [graph.form for graph in counted.graphs] == [form.name for form in edgevlm.inspect(board).forms]
+    for suffix in ("md", "html"):
+        shown = (tmp_path / "second" / "report" / f"report.{suffix}").read_text()
+        assert "17.6" in shown and "no times" in shown
+    assert edgevlm.verify(tmp_path / "second")
+
+
+def test_instructions_that_cannot_be_counted_are_said_to_be_so(pictures, tmp_path, monkeypatch):
+    asked = {"eval_data": pictures, "count_instructions": True, "output": tmp_path / "out"}
+    job = prepare("demo", target="arm64-android", **asked)
+    assert "No instructions were counted for arm64-android: cortex-a710 is emulated, but not counted." in job.notes
+    assert "count" not in {step.name for step in job.steps}
+    assert any(
+        "x86-64-avx2: it is not emulated" in note for note in prepare("demo", target="x86-64-avx2", **asked).notes
+    )
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(MissingToolError, match="needs no-such-compiler"):
+        prepare("demo", target="raspberry-pi-5", **asked)
 
 
 def test_an_old_runtime_gets_only_what_it_reads(both):

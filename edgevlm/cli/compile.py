@@ -70,6 +70,8 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--text-length", type=int, metavar="TOKENS", help="Cut and pad every text to so many, where all are short."
 )
+@click.option("--count-instructions", is_flag=True, help="Put into the report which instructions a run takes, counted "
+              "on the emulated processor of an ARM target; counts, not times.")  # fmt: skip
 @click.option("--allow-pickle", is_flag=True, help="Take weights from a pickle (it can run code).")
 @click.option("--trust-remote-code", is_flag=True, help="Run the code that a checkpoint brings along.")
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path),
@@ -102,6 +104,7 @@ def compile_command(
     opt_shapes: str | None,
     max_shapes: str | None,
     text_length: int | None,
+    count_instructions: bool,
     allow_pickle: bool,
     trust_remote_code: bool,
     destination: Path | None,
@@ -138,6 +141,7 @@ def compile_command(
         "quantized": quantized,
         "shapes": ranges_from_text(min_shapes, opt_shapes, max_shapes),
         "text_length": text_length,
+        "count_instructions": count_instructions,
         "allow_pickle": allow_pickle,
         "trust_remote_code": trust_remote_code,
         "overwrite": overwrite,

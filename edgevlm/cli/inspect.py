@@ -11,7 +11,7 @@ import click
 from edgevlm.cli.common import Output, detailed_output_options
 
 if TYPE_CHECKING:
-    from edgevlm.devices.instructions import Instructions
+    from edgevlm.measure.counts import Instructions
     from edgevlm.measure.explanation import Explained
     from edgevlm.measure.look_inside import EngineInside
     from edgevlm.measure.operators import OperatorRow
@@ -160,11 +160,13 @@ def instructions_text(counted: Instructions) -> str:
             for name, n in sorted(graph.by_class.items(), key=lambda item: -item[1])
             if n
         ]
+        name = f"{graph.form}, {graph.graph}" if graph.form else graph.graph
         title = (
-            f"{graph.graph} {graph.precision} on {counted.cpu} (emulated), 1 thread: "
+            f"{name} {graph.precision} on {counted.cpu} (emulated), 1 thread: "
             f"{graph.n_instructions:,} instructions a run"
         )
         parts += [title, table_text(("instructions", "a run", "share"), rows, right=(1, 2))]
+    parts += [f"{form}: not counted: {why}" for form, why in counted.left_out.items()]
     return "\n\n".join([*parts, "Counts, not times: one instruction is not as fast as another."])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import time
@@ -34,20 +35,18 @@ from edgevlm.devices.emulator import (
 from edgevlm.devices.errors import error_from
 from edgevlm.errors import EdgeVLMError, MissingToolError, UsageError, did_you_mean
 from edgevlm.measure.bundles import golden_inputs
+from edgevlm.measure.counts import CLASSES, GraphInstructions, Instructions
 from edgevlm.progress import Progress, StepFinished, StepStarted, silent
 from edgevlm.runtime.bundle import Bundle, open_bundle
-from edgevlm.runtime.spec import Component, Spec, to_json
+from edgevlm.runtime.spec import Component, to_json
 
 CPUS = ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1")
 """Those of edgevlm's that the QEMU which counts has."""
 
-# The columns that the plugin writes, in its order, for people. An instruction is in one class.
-CLASSES = (
-    "int8 dot product", "int8 matrix multiply", "float32 multiply-add", "float16 multiply-add",
-    "integer SIMD multiply", "other SIMD", "SIMD load and store", "load and store", "SVE", "branch", "other",
-)  # fmt: skip
-
 SOURCE_VARIABLE = "EDGEVLM_QEMU_PLUGIN"
+
+_COUNTED_BACKEND = "onnxruntime"
+_GET_COMPILER = "Install gcc, or set CC."
 
 _COUNTED_RUNS = ("-m", "edgevlm.devices.counted_runs", "request.json")
 
@@ -55,57 +54,62 @@ _COUNTED_RUNS = ("-m", "edgevlm.devices.counted_runs", "request.json")
 _N_WARMUP, _N_RUNS = 2, 3
 
 
-class GraphInstructions(Spec, frozen=True, kw_only=True):
-    """One run of a graph, as the runtime calls it, at one thread.
-
-    Args: by_class: sums to ``n_instructions``; the names of ``CLASSES``.
-    """
-
-    graph: str
-    precision: str
-    n_instructions: int
-    by_class: dict[str, int]
-
-
-class Instructions(Spec, frozen=True, kw_only=True):
-    """What ``edgevlm inspect --instructions`` finds."""
-
-    name: str
-    cpu: str
-    tools: dict[str, str]
-    graphs: tuple[GraphInstructions, ...]
-
-
 def count_instructions(
     path: str | os.PathLike[str], cpu: str | None = None, *, progress: Progress = silent
 ) -> Instructions:
-    """Count the instructions of one run of each of a bundle's graphs, on its first golden picture.
+    """Count the instructions of one run of each of a bundle's graphs, in each of its forms, on its first golden
+    picture.
 
     Args:    cpu: by QEMU's name, such as ``cortex-a53``; the one of the bundle's target where left out.
     Raises:  UsageError: instructions of that processor cannot be counted. MissingToolError: the bundle is not for ARM,
              or the emulator, its plugin or a C compiler is not here. BundleError: the bundle breaks a rule.
     """
     bundle = open_bundle(path)
-    check_can_emulate(bundle, backends=("onnxruntime",))  # OpenVINO makes its kernels as it opens a graph
+    manifest = bundle.manifest
+    forms = {form.name: bundle.in_form(form) for form in manifest.forms} or {"": bundle}
+    left_out = {name: why for name, form in forms.items() if (why := _why_not_counted(form))}
+    counted = {name: form for name, form in forms.items() if name not in left_out}
+    check_can_emulate(next(iter(counted.values()), bundle), backends=(_COUNTED_BACKEND,))
     cpu = cpu or cpu_for(bundle)
-    if cpu not in CPUS:
-        raise UsageError(f"Instructions of '{cpu}' cannot be counted.", hint=did_you_mean(cpu, CPUS))
-    source = find_plugin_source()
+    check_can_count(cpu)
     emulator, qemu = prepare_emulator(progress), prepare_counting_qemu(progress)
-    plugin = _compile_plugin(source, progress)
+    plugin = _compile_plugin(find_plugin_source(), progress)
     graphs = []
     processor = _Processor(cpu=cpu, emulator=emulator, qemu=qemu, plugin=plugin)
-    for part in bundle.manifest.components:
-        started = time.monotonic()
-        progress(StepStarted(f"count {part.name}", f"on an emulated {cpu}"))
-        by_class = processor.count(bundle, part)
-        progress(StepFinished(f"count {part.name}", time.monotonic() - started))
-        total = sum(by_class.values())
-        graphs.append(
-            GraphInstructions(graph=part.name, precision=part.precision, n_instructions=total, by_class=by_class)
-        )
+    for name, form in counted.items():
+        for part in form.manifest.components:
+            started = time.monotonic()
+            step = f"count {name} {part.name}" if name else f"count {part.name}"
+            progress(StepStarted(step, f"on an emulated {cpu}"))
+            by_class = processor.count(form, part)
+            progress(StepFinished(step, time.monotonic() - started))
+            graphs.append(
+                GraphInstructions(
+                    form=name,
+                    graph=part.name,
+                    precision=part.precision,
+                    n_instructions=sum(by_class.values()),
+                    by_class=by_class,
+                )
+            )
     tools = {"qemu": COUNTING_QEMU, "onnxruntime": wanted_versions().get("onnxruntime", "")}
-    return Instructions(name=bundle.manifest.name, cpu=cpu, tools=tools, graphs=tuple(graphs))
+    return Instructions(name=manifest.name, cpu=cpu, tools=tools, graphs=tuple(graphs), left_out=left_out)
+
+
+def _why_not_counted(bundle: Bundle) -> str:
+    others = sorted({part.backend for part in bundle.manifest.components} - {_COUNTED_BACKEND})
+    return f"{' and '.join(others)}'s kernels are made as a graph is opened, and are not counted" if others else ""
+
+
+def check_can_count(cpu: str) -> None:
+    """Raises: UsageError: instructions of that processor cannot be counted. MissingToolError: the plugin is not here,
+    or nothing that compiles it.
+    """
+    if cpu not in CPUS:
+        raise UsageError(f"Instructions of '{cpu}' cannot be counted.", hint=did_you_mean(cpu, CPUS))
+    find_plugin_source()
+    if shutil.which(_compiler()) is None:
+        raise MissingToolError(f"Counting instructions needs {_compiler()}, which is not there.", hint=_GET_COMPILER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +196,16 @@ def find_plugin_source() -> Path:
     return file
 
 
+def _compiler() -> str:
+    return os.environ.get("CC") or "gcc"
+
+
 def _compile_plugin(source: Path, progress: Progress) -> Path:
-    compiler = os.environ.get("CC") or "gcc"
+    compiler = _compiler()
     command = [compiler, "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-x", "c", str(source), "-o"]
 
     def make(folder: Path) -> None:
-        run_tool([*command, str(folder / "count.so")], what="compiling the plugin", hint="Install gcc, or set CC.")
+        run_tool([*command, str(folder / "count.so")], what="compiling the plugin", hint=_GET_COMPILER)
 
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     parts = {"source": digest, "compiler": compiler, "machine": platform.machine()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from edgevlm.measure.counts import Instructions
 from edgevlm.measure.spec import Comparison, Environment, Measurement
-from edgevlm.report.notation import MISSING, count, error, interval, ms, percent, points, seconds, size, times
+from edgevlm.report.notation import MISSING, count, error, interval, millions, ms, percent, points, seconds, size, times
 from edgevlm.report.spec import CandidateRow, Report, Status
 from edgevlm.runtime.spec import Accuracy, Spec
 from edgevlm.search.choose import FLOAT
@@ -365,6 +366,36 @@ def _form_accuracy(form: str, accuracy: Accuracy) -> str:
     return f"{accuracy.metric} {percent(accuracy.value)}, drop {points(accuracy.drop)} {between}"
 
 
+def instructions_header(counted: Instructions) -> tuple[str, ...]:
+    """What stands above each column, a graph of a form each."""
+    has_graphs = len({each.graph for each in counted.graphs}) > 1
+    names = (each.form or each.precision for each in counted.graphs)
+    graphs = (f" {each.graph}" if has_graphs else "" for each in counted.graphs)
+    return ("instructions", *(f"{name}{graph}" for name, graph in zip(names, graphs, strict=True)))
+
+
+def instruction_rows(counted: Instructions) -> tuple[tuple[str, ...], ...]:
+    """Millions in a run of each graph: all, then each class that any of them has, the most frequent first."""
+    totals = {name: sum(each.by_class[name] for each in counted.graphs) for name in counted.graphs[0].by_class}
+    present = sorted((name for name, total in totals.items() if total), key=lambda name: -totals[name])
+    rows = [("all", *(millions(each.n_instructions) for each in counted.graphs))]
+    return (*rows, *((name, *(millions(each.by_class[name]) for each in counted.graphs)) for name in present))
+
+
+def about_instructions(counted: Instructions) -> tuple[str, ...]:
+    """How they were counted, and what they are not."""
+    tools = " and ".join(f"{name} {version}" for name, version in counted.tools.items())
+    left_out = {
+        why: _listed([form for form, reason in counted.left_out.items() if reason == why])
+        for why in counted.left_out.values()
+    }
+    return (
+        f"Millions of instructions in one run at one thread, counted on an emulated {counted.cpu} ({tools}). They are "
+        "the same each time, and no times: one instruction is not as fast as another, and memory is not in them.",
+        *(f"Not counted: {names}; {why}." for why, names in left_out.items()),
+    )
+
+
 def about_lengths(report: Report) -> tuple[str, ...]:
     """What was proven of texts that are not padded."""
     return tuple(
@@ -376,8 +407,8 @@ def about_lengths(report: Report) -> tuple[str, ...]:
     )
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    *others, last = map(str, numbers)
+def _listed(items: Sequence[object]) -> str:
+    *others, last = map(str, items)
     return f"{', '.join(others)} and {last}" if others else last
 
 

@@ -20,6 +20,7 @@ def markdown_from_report(report: Report) -> str:
         _forms(report),
         _candidates(report),
         _sensitivity(report),
+        _instructions(report),
         *(_where(item) for item in where.where_time_goes(report)),
         _section("How accuracy was judged", _pairs(facts.how_judged(report))),
         _section("Budgets", _pairs(facts.budgets(report))),
@@ -70,6 +71,16 @@ def _sensitivity(report: Report) -> str:
     rows = [[text(cell) for cell in row] for row in facts.sensitivity_rows(report)]
     drawn = table(facts.SENSITIVITY_HEADER, (TEXT, TEXT) + (NUMERIC,) * 4, rows)
     return _section("What each group costs and saves", f"{text(facts.about_sensitivity(report))}\n\n{drawn}")
+
+
+def _instructions(report: Report) -> str:
+    counted = report.instructions
+    if counted is None:
+        return ""
+    header = [text(cell) for cell in facts.instructions_header(counted)]
+    rows = [[text(cell) for cell in row] for row in facts.instruction_rows(counted)]
+    drawn = table(header, (TEXT,) + (NUMERIC,) * len(counted.graphs), rows)
+    return _section("Instructions", "\n\n".join([drawn, *map(text, facts.about_instructions(counted))]))
 
 
 @dataclass(frozen=True)

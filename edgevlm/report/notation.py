@@ -56,6 +56,15 @@ def size(n_bytes: int | None) -> str:
     raise AssertionError(n_bytes)
 
 
+def millions(n: int) -> str:
+    """
+    Example:
+        >>> millions(183_420_117), millions(17_612_000), millions(4_200), millions(0)
+        ('183', '17.6', '0.004', '0')
+    """
+    return _significant(n / 1e6) if n else "0"
+
+
 def seconds(value: float) -> str:
     """
     Example:

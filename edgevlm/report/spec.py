@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from edgevlm.measure.counts import Instructions
 from edgevlm.measure.explanation import Explanation
 from edgevlm.measure.spec import Comparison, Environment
 from edgevlm.runtime.spec import Accuracy, Latency, Spec
@@ -135,7 +136,8 @@ class Report(Spec, frozen=True, kw_only=True):
 
     ``verdict`` is one or two sentences: what was chosen, and why. ``warnings`` are sentences too. ``comparisons``
     are of the best, one for each graph; ``screenings`` are the short ones before them. ``explanation`` is null where
-    nothing was profiled; ``forms`` are what the device chooses from where nothing was timed.
+    nothing was profiled; ``forms`` are what the device chooses from where nothing was timed;
+    ``instructions`` are null where nobody asked for them.
     """
 
     schema_version: int
@@ -167,3 +169,4 @@ class Report(Spec, frozen=True, kw_only=True):
     pareto: tuple[str, ...] = ()
     explanation: Explanation | None = None
     forms: tuple[ShippedForm, ...] = ()
+    instructions: Instructions | None = None

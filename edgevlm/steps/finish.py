@@ -10,6 +10,7 @@ import msgspec
 
 from edgevlm.export import Exported
 from edgevlm.job import Job
+from edgevlm.measure.counts import Instructions
 from edgevlm.measure.environment import describe_environment
 from edgevlm.measure.explanation import Explanation
 from edgevlm.plan import TEXT_ENCODER, Budgets
@@ -24,6 +25,8 @@ from edgevlm.search.spec import SearchResult
 from edgevlm.steps.confirm import Confirmation
 from edgevlm.steps.variants import is_text_judged
 from edgevlm.store import read_spec
+
+COUNTS = "instructions.json"
 
 
 def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, steps: tuple[StepRow, ...]) -> Report:
@@ -67,6 +70,7 @@ def assemble_report(job: Job, folders: Mapping[str, Path], manifest: Manifest, s
         sensitivities=found.sensitivities,
         pareto=found.pareto,
         explanation=_explanation(folders),
+        instructions=_instructions(folders),
         forms=shipped_forms(job, manifest, {each.name: each for each in found.rows}, folders["bundle"] / "files"),
     )
 
@@ -124,6 +128,10 @@ def _explanation(folders: Mapping[str, Path]) -> Explanation | None:
     return read_spec(folders["explain"] / "explanation.json", Explanation) if "explain" in folders else None
 
 
+def _instructions(folders: Mapping[str, Path]) -> Instructions | None:
+    return read_spec(folders["count"] / COUNTS, Instructions) if "count" in folders else None
+
+
 def _built(form: BundleForm) -> str:
     backend, capabilities = form.components[0].backend, ", ".join(form.build["compute_capabilities"])
     version = load_backend(backend).version()
@@ -154,12 +162,15 @@ def verdict(manifest: Manifest, winner: CandidateRow, confirmed: Confirmation) -
     )
 
 
+def made_files(folder: Path) -> dict[str, Path | bytes]:
+    """What the bundle step made, by path in the bundle."""
+    found = sorted(path for path in (folder / "files").rglob("*") if path.is_file())
+    return {path.relative_to(folder / "files").as_posix(): path for path in found}
+
+
 def bundle_files(folder: Path, report: Report) -> dict[str, Path | bytes]:
     """Everything that the bundle step made, and the report in every format."""
-    files: dict[str, Path | bytes] = {}
-    for path in sorted((folder / "files").rglob("*")):
-        if path.is_file():
-            files[path.relative_to(folder / "files").as_posix()] = path
+    files = made_files(folder)
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as written:
         for path in write_report(report, Path(written)):
             files[f"report/{path.name}"] = path.read_bytes()

@@ -175,6 +175,26 @@ def test_float_runs_on_multiply_adds_and_on_no_dot_products(counted):
     assert graph.by_class["float32 multiply-add"] > graph.n_instructions / 3
 
 
+def test_a_compile_counts_what_it_ships(counting, emulator, board, counted, tmp_path, monkeypatch):
+    cache = board.parent / "cache"
+    (cache / "emulators").symlink_to(cache_root() / "emulators")
+    monkeypatch.setenv("EDGEVLM_CACHE", str(cache))
+    compiled = edgevlm.compile(
+        "demo", target="raspberry-pi-5", eval_data=board.parent / "pictures", max_drop=0.5, count_instructions=True,
+        **{**FAST, "backends": ("onnxruntime", "openvino")}, output=tmp_path / "out",
+    )  # fmt: skip
+    assert [step.name for step in compiled.report.steps if not step.hit] == ["count"]
+    found = compiled.report.instructions
+    assert found is not None
+    forms = {graph.form: graph for graph in found.graphs}
+    assert {*forms, *found.left_out} == {form.name for form in compiled.manifest.forms}
+    assert all(name.startswith("openvino") for name in found.left_out)
+    signed = next(graph for name, graph in forms.items() if name.startswith("int8-static"))
+    (alone,) = counted("s8s8", "cortex-a76").graphs
+    assert signed.by_class["int8 dot product"] == alone.by_class["int8 dot product"]
+    assert signed.n_instructions == pytest.approx(alone.n_instructions, rel=0.005)  # the emulator lies elsewhere here
+
+
 def test_counts_are_the_same_each_time_wherever_they_are_taken(counted, bundles, tmp_path, monkeypatch):
     first = counted("u8s8", "cortex-a76")
     moved = tmp_path / "a-longer-path" / "bundle"
