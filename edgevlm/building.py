@@ -69,6 +69,7 @@ def build(
     bundle: str | os.PathLike[str],
     *,
     output: str | os.PathLike[str],
+    timing_cache: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Built:
@@ -76,7 +77,10 @@ def build(
 
     A form whose engine cannot be built stays as it is; one that answers otherwise than it should is left out.
 
-    Args:    output: a new folder, or a file ending in ``.evlm``.
+    Args:
+        output: a new folder, or a file ending in ``.evlm``.
+        timing_cache: where TensorRT keeps what it found out about kernels, for the next build; it is made where it is
+            not there. Where left out, the forms of this build alone share one.
     Raises:  UsageError: no form needs an engine. MissingToolError: TensorRT or its GPU is not here, so that nothing was
         built.
     """
@@ -89,13 +93,14 @@ def build(
         )
     check_destination(Path(output), overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
+        shared = Path(folder) / "timing.cache" if timing_cache is None else Path(timing_cache).absolute()
         made: dict[str, _Made] = {}
         failures: dict[str, EdgeVLMError] = {}
         for form in waiting:
             started = time.monotonic()
             progress(StepStarted(form.name, "an engine for this machine's GPU"))
             try:
-                made[form.name] = _built(opened, form, Path(folder) / form.name, progress)
+                made[form.name] = _built(opened, form, Path(folder) / form.name, shared, progress)
             except EdgeVLMError as error:
                 failures[form.name] = error
             progress(StepFinished(form.name, time.monotonic() - started))
@@ -131,7 +136,7 @@ class _Made:
     built_by: str
 
 
-def _built(bundle: Bundle, form: BundleForm, folder: Path, progress: Progress) -> _Made:
+def _built(bundle: Bundle, form: BundleForm, folder: Path, timing_cache: Path, progress: Progress) -> _Made:
     settings = msgspec.convert(form.build, BuildSettings)
     tool = _tool(settings, form)
     folder.mkdir()
@@ -143,9 +148,11 @@ def _built(bundle: Bundle, form: BundleForm, folder: Path, progress: Progress) -
         progress(StepProgress(form.name, None, f"building {part.name}"))
         engine = folder / f"{part.name}.engine"
         if tool is None:
-            serialize_engine(bundle.root / part.file, engine, settings=settings)
+            cache = timing_cache if settings.backend == "tensorrt" else None  # TensorRT for RTX keeps none
+            serialize_engine(bundle.root / part.file, engine, settings=settings, timing_cache=cache)
         else:
-            tool.build((bundle.root / part.file).absolute(), engine, settings=settings)
+            graph = (bundle.root / part.file).absolute()
+            tool.build(graph, engine, settings=settings, timing_cache=timing_cache)
         place = part.file.rpartition("/")[0]
         paths = {f"{place}/{each.name}": each for each in (engine, card_file(engine))}
         files |= paths

@@ -172,6 +172,15 @@ def test_trtexec_alone_builds_checks_and_profiles(jetson, tmp_path, use, capsys)
     assert not [path for path in bundle.entries if path.endswith(".onnx") and "/tensorrt" in path]
 
 
+def test_a_timing_cache_is_kept_where_it_is_asked_for(jetson, tmp_path, use, monkeypatch):
+    program = use()
+    monkeypatch.chdir(tmp_path)
+    assert exit_code_of(["build", str(jetson), "-o", "built", "--timing-cache", "gpu.cache", "-q"]) == 0
+    builds = [call for call in calls_of(program) if any(each.startswith("--onnx") for each in call)]
+    assert (tmp_path / "gpu.cache").read_bytes() == b"timed" * len(builds)
+    assert builds and all(f"--timingCacheFile={tmp_path / 'gpu.cache'}" in call for call in builds)
+
+
 def test_an_engine_that_answers_otherwise_is_left_out(jetson, tmp_path, use, capsys):
     use(adds=0.7)
     assert exit_code_of(["build", str(jetson), "-o", str(tmp_path / "built"), "-q"]) == 1
@@ -236,7 +245,10 @@ def test_the_module_builds_checks_and_profiles_where_it_is(jetson, tmp_path, use
     program = use()
     tool = trtexec.find_trtexec()
 
-    def serialize(graph: Path, out: Path, *, settings: BuildSettings) -> None:
+    caches = set()
+
+    def serialize(graph: Path, out: Path, *, settings: BuildSettings, timing_cache: Path) -> None:
+        caches.add(timing_cache)
         tool.build(graph.absolute(), out, settings=settings)
 
     monkeypatch.setattr("edgevlm.building.serialize_engine", serialize)
@@ -246,6 +258,7 @@ def test_the_module_builds_checks_and_profiles_where_it_is(jetson, tmp_path, use
         assert (form.built_by, form.failure, form.unchecked, form.unprofiled) == ("TensorRT 10.3.0", "", "", "")
         assert form.max_error < 1e-3 and form.layers["image_encoder"].measured_by == "TensorRT 10.3.0"
     assert not [call for call in calls_of(program) if any(each.startswith("--loadEngine") for each in call)]
+    assert len(caches) == 1  # what one form's build timed serves the next
 
 
 def test_a_module_that_is_too_old_is_refused(jetson, tmp_path, nowhere, module, capsys):

@@ -20,9 +20,13 @@ _N_SLOWEST = 5
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path),
               help="A folder, or a file ending in .evlm; BUNDLE-built if left out.")  # fmt: skip
+@click.option("--timing-cache", type=click.Path(path_type=Path, dir_okay=False),
+              help="A file in which TensorRT keeps its timings of kernels, for the next build.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there already.")
 @output_options
-def build_command(bundle: Path, destination: Path | None, overwrite: bool, output: Output) -> int:
+def build_command(
+    bundle: Path, destination: Path | None, timing_cache: Path | None, overwrite: bool, output: Output
+) -> int:
     """Build the TensorRT engines that BUNDLE needs, on the device that will run them.
 
     TensorRT's Python module does it, or `trtexec` alone. Each engine's answers are compared with the golden vectors,
@@ -36,7 +40,7 @@ def build_command(bundle: Path, destination: Path | None, overwrite: bool, outpu
 
     place = destination or beside(bundle, "built")
     with output.progress() as progress:
-        found = build(bundle, output=place, overwrite=overwrite, progress=progress)
+        found = build(bundle, output=place, timing_cache=timing_cache, overwrite=overwrite, progress=progress)
     output.value(found, lambda: built_text(found))
     return 0 if found else 1
 

@@ -314,7 +314,7 @@ def how_judged(report: Report) -> tuple[tuple[str, str], ...]:
     rows = [
         ("Metric", metric_name(report)),
         ("Judge", judge),
-        ("Pictures", data.source + (" (generated)" if data.is_synthetic else "")),
+        ("Pictures", data.source + (" (generated)" if data.is_synthetic and "(generated)" not in data.source else "")),
         ("Calibrate on", count(data.n_calibrate, "picture")),
         ("Select on", f"{count(data.n_select, 'picture')}; these numbers choose the winner and claim nothing"),
         ("Report on", f"{count(data.n_report, 'picture')}, used once, after the choice"),

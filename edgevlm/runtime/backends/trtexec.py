@@ -71,9 +71,10 @@ class TrtExec:
     version: str
     major: Literal[10, 11]
 
-    def build(self, graph: Path, out: Path, *, settings: BuildSettings) -> EngineCard:
+    def build(self, graph: Path, out: Path, *, settings: BuildSettings, timing_cache: Path | None = None) -> EngineCard:
         """Build the engine ``out`` from an ONNX graph, and write its card beside it, from what trtexec prints.
 
+        Args:   timing_cache: read where it is there, and written: makes the next build shorter.
         Raises: ModelError: TensorRT does not take the graph, or cannot build it in time. MissingToolError: there is no
             GPU. StoreError: the engine cannot be written. UsageError: the settings ask for what trtexec does not do.
         """
@@ -86,6 +87,8 @@ class TrtExec:
         described = OnnxRuntime().open(graph, SessionOptions(n_threads=1, graph_level="none"))
         partial = out.with_name(f"partial-{out.name}")
         _, *arguments = trtexec_command(str(graph), str(partial), settings, major=self.major)
+        if timing_cache:
+            arguments.append(f"--timingCacheFile={timing_cache}")
         said = self._run(arguments, folder=out.parent, timeout_s=BUILD_TIMEOUT_S, doing=f"build '{graph.name}'")
         gpu = re.search(r"Compute Capability: (\d+\.\d+)", said)
         if gpu is None or not partial.is_file() or not partial.stat().st_size:
