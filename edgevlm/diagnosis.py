@@ -9,6 +9,7 @@ import sys
 from typing import Literal
 
 from edgevlm.data_files import data_names
+from edgevlm.errors import MissingToolError
 from edgevlm.extras import COMPILE_MODULES, INSTALL_COMPILE, missing_compile_modules, tool_versions
 from edgevlm.runtime.backends import BACKENDS, install_command, load_backend
 from edgevlm.runtime.machine import Machine, describe_machine
@@ -40,6 +41,8 @@ def doctor() -> tuple[Check, ...]:
         _threads(machine),
         _cache(),
         _data(),
+        _emulator(),
+        _ssh(),
     )
 
 
@@ -146,6 +149,23 @@ def _data() -> Check:
             remedy="Reinstall edgevlm.",
         )
     return Check(name="data files", state="ok", finding=f"{len(targets)} targets, {len(recipes)} calibration recipes")
+
+
+def _emulator() -> Check:
+    from edgevlm.devices.emulator import emulator_state  # not where devices are not asked for
+
+    try:
+        return Check(name="ARM emulator", state="ok", finding=emulator_state())
+    except MissingToolError as error:
+        return Check(name="ARM emulator", state="note", finding=error.message, remedy=error.hint)
+
+
+def _ssh() -> Check:
+    program = shutil.which("ssh")
+    if program is None:
+        finding = "ssh is not installed: no --device ssh://USER@HOST"
+        return Check(name="devices", state="note", finding=finding, remedy="Install OpenSSH.")
+    return Check(name="devices", state="ok", finding=f"reached by {program}")
 
 
 def is_healthy(checks: tuple[Check, ...]) -> bool:

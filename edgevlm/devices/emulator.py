@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevlm.devices.debian import Suite, host_architecture, run_tool, unavailable
+from edgevlm.devices.debian import Suite, debian_mirror, host_architecture, run_tool, unavailable
 from edgevlm.progress import Note, Progress, StepFinished, StepProgress, StepStarted
 from edgevlm.store import cache_root, storing
 
@@ -52,6 +52,7 @@ _SMOKE_TEST = "import ctypes, click, msgspec, numpy, onnxruntime, PIL.Image, tok
 _REPORT = "Report this: what edgevlm expects of Debian's packages no longer holds."
 
 STEP = "set up the emulator"
+_EMULATOR = "arm64"  # its name on the shelf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +122,29 @@ def prepare_emulator(progress: Progress) -> Emulator:
     versions = wanted_versions()
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if name in ("onnxruntime", "numpy"))
     root = prepared(
-        "arm64",
-        {"suite": SUITE, "python": PYTHON, "qemu": QEMU, **versions},
+        _EMULATOR,
+        _parts(versions),
         lambda folder: _make_emulator(folder, versions, progress),
         needs=f"QEMU {QEMU}, Python {PYTHON} for arm64, {told}: 140 MB from Debian's and pip's package sources",
         progress=progress,
     )
     return Emulator(root=root)
+
+
+def emulator_state() -> str:
+    """Whether it is set up, without doing anything.
+
+    Raises: MissingToolError: it is not, and this machine lacks what that takes.
+    """
+    if _home(_EMULATOR, _parts(wanted_versions())).is_dir():
+        return f"QEMU {QEMU} with an arm64 Python {PYTHON} is set up"
+    _check_linux()
+    host_architecture()
+    return f"not set up yet; the first use takes QEMU {QEMU} from {debian_mirror()}"
+
+
+def _parts(versions: Mapping[str, str]) -> dict[str, str]:
+    return {"suite": SUITE, "python": PYTHON, "qemu": QEMU, **versions}
 
 
 def prepare_openvino(progress: Progress) -> Path:
@@ -175,19 +192,27 @@ def prepared(
 
     Args: needs: what it takes, for the user, who is told before anything is fetched.
     """
-    key = hashlib.sha256("\n".join(f"{part}={version}" for part, version in sorted(parts.items())).encode())
-    shelf = cache_root() / "emulators"
-    home = shelf / f"{name}-{key.hexdigest()[:16]}"
+    home = _home(name, parts)
+    shelf = home.parent
     if home.is_dir():
         return home
-    if not sys.platform.startswith("linux"):
-        raise unavailable("QEMU's user mode is for Linux", "Emulate on a Linux machine.")
+    _check_linux()
     with storing(shelf):
         shelf.mkdir(parents=True, exist_ok=True)
         with _locked(shelf / ".lock", progress):
             if not home.is_dir():
                 _make(home, make, needs=needs, progress=progress)
     return home
+
+
+def _home(name: str, parts: Mapping[str, str]) -> Path:
+    key = hashlib.sha256("\n".join(f"{part}={version}" for part, version in sorted(parts.items())).encode())
+    return cache_root() / "emulators" / f"{name}-{key.hexdigest()[:16]}"
+
+
+def _check_linux() -> None:
+    if not sys.platform.startswith("linux"):
+        raise unavailable("QEMU's user mode is for Linux", "Emulate on a Linux machine.")
 
 
 def _make(home: Path, make: Callable[[Path], None], *, needs: str, progress: Progress) -> None:

@@ -163,6 +163,14 @@ def test_doctor_ends_well_on_a_machine_that_runs_these_tests(capsys):
     assert json.loads(told(capsys, "doctor", "--json"))
 
 
+def test_doctor_says_what_reaches_no_device(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    checks = {check["name"]: check for check in json.loads(told(capsys, "doctor", "--json"))}
+    for name, words in (("ARM emulator", "unavailable: dpkg is not installed"), ("devices", "ssh is not installed")):
+        assert checks[name]["state"] == "note" and words in checks[name]["finding"] and checks[name]["remedy"]
+
+
 # --- where it goes ----------------------------------------------------------------------------------------
 
 

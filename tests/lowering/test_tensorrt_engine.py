@@ -100,7 +100,7 @@ def test_one_kind_of_gpu_takes_less_room_than_three(tmp_path: Path):
     assert sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize(("target", "gpu"), zip(("rtx-30", "rtx-40", "rtx-50"), GPUS, strict=True))
+@pytest.mark.parametrize(("target", "gpu"), tuple(zip(("rtx-30", "rtx-40", "rtx-50"), GPUS, strict=True)))
 def test_a_card_of_each_series_gets_an_engine_for_its_own_gpu(target: str, gpu: str, tmp_path: Path):
     proof = Proof(
         component="model", route="", n_inputs=1, batches=(1,), max_relative_error=0.0, tolerance=0.0, n_nodes=1
