@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.evaluation import Drop
@@ -22,7 +23,7 @@ from edgevlm.search.choose import FLOAT, Trial, misses, speed
 from edgevlm.search.spec import Timing, Variant
 from edgevlm.search.trials import GraphTrials
 from edgevlm.steps.judging import Judge
-from edgevlm.steps.sensitivity import NodeGroup, find_sensitivities, keeping, node_groups
+from edgevlm.steps.sensitivity import NodeGroup, find_sensitivities, keeping, keeping_nodes, node_groups
 from edgevlm.steps.timing import time_variants
 from edgevlm.steps.variants import Form, GraphForms
 
@@ -39,14 +40,18 @@ SHARE_FOR_JUDGING_GROUPS = 0.25
 
 @dataclass(kw_only=True)
 class Clock:
-    """The time that a search may take beyond its first round."""
+    """The time that a search may take beyond its first round, after which it is started."""
 
-    end_s: float
+    allowed_s: float
     now: Callable[[], float] = time.monotonic
     was_over: bool = False
+    began_s: float | None = None
+
+    def start(self) -> None:
+        self.began_s = self.now()
 
     def left_s(self) -> float:
-        return self.end_s - self.now()
+        return self.allowed_s - (0.0 if self.began_s is None else self.now() - self.began_s)
 
     def is_over(self) -> bool:
         if self.left_s() > 0:
@@ -89,6 +94,7 @@ class GraphSearch:
         for name in self._fastest_first():
             self._judge(name)
         self._bring_back()
+        self.clock.start()
         if not self.clock.is_over():
             self._look_inside()
         self._time_finalists()
@@ -243,7 +249,7 @@ class GraphSearch:
         By accuracy where a group alone loses more than its share of the budget, which is more than chance; by noise
         among the others. Of a ResNet-50 two groups of 10 decibel each lost 8.1 points and 0.2.
         """
-        known = {s.group: s for s in self.sensitivities if s.form == self.made[name].recipe.name}
+        known = self._sensitivities_of(name)
         groups = self._groups(self.made[name])
         share = self.work.job.request.budgets.max_drop / len(groups)
 
@@ -258,30 +264,82 @@ class GraphSearch:
 
         return sorted(groups, key=price, reverse=True)
 
+    def _sensitivities_of(self, name: str) -> dict[str, GroupSensitivity]:
+        return {s.group: s for s in self.sensitivities if s.form == self.made[name].recipe.name}
+
+    def _first_guess(self, name: str, ranked: list[NodeGroup]) -> int:
+        """How many groups to keep in float first: what the others lost alone then adds up to less than is allowed.
+
+        Where groups were not judged, half of them.
+        """
+        known = self._sensitivities_of(name)
+        found = [known.get(group.name) for group in ranked]
+        losses = [each.drop if each else None for each in found]
+        judged = [loss for loss in losses if loss is not None]
+        if len(judged) < len(losses):
+            return len(ranked) // 2
+        max_drop = self.work.job.request.budgets.max_drop
+        return next((n for n in range(1, len(ranked)) if sum(judged[n:]) <= max_drop), len(ranked) - 1)
+
     def _repair(self, name: str) -> None:
-        """The fewest groups in float that keep to the accuracy budget: bisected, then thinned one by one."""
+        """The fewest groups in float that keep to the accuracy budget: bisected, then narrowed to single nodes."""
         form, ranked = self.made[name], self._by_loss_for_time(name)
         max_drop = self.work.job.request.budgets.max_drop
         low, high = 0, len(ranked)  # with none it fails; with all it is float
         kept: list[NodeGroup] | None = None
+        n = self._first_guess(name, ranked)
         while high - low > 1 and not self.clock.is_over():
-            n = (low + high) // 2
             trial = self._try(keeping(form, ranked[:n]), f"-mixed-{n}")
             if trial.drop is not None and trial.drop <= max_drop:
                 high, kept = n, list(ranked[:n])
             else:
                 low = n
-        if kept is None or len(kept) < 2:
-            return
-        for i, group in enumerate(kept[:-1], start=1):  # without the last one it was tried
-            if self.clock.is_over():
-                return
-            fewer = [other for other in kept if other is not group]
-            trial = self._try(keeping(form, fewer), f"-mixed-{len(kept)}-thinned-{i}")
-            if trial.drop is not None and trial.drop <= max_drop:
-                kept = fewer
-                if len(kept) < 2:
-                    return
+            n = (low + high) // 2
+        if kept is not None:
+            self._narrow(name, kept)
+
+    def _narrow(self, name: str, groups: list[NodeGroup]) -> None:
+        """Fewer of the groups' nodes in float: part after part is lowered where the drop allows it, ever finer parts.
+
+        Only judged, which takes a moment; what is left is timed in the end, and so is what was left when half of the
+        budget was used up: on the report split what just keeps to it may not.
+
+        Source: minimizing delta debugging (Zeller and Hildebrandt 2002, doi:10.1109/32.988498).
+        """
+        form, max_drop = self.made[name], self.work.job.request.budgets.max_drop
+        all_nodes = nodes = [node for group in groups for node in group.nodes]
+        safe: list[str] = nodes
+        n_parts, n_tried = min(max(2, len(groups)), len(nodes)), 0
+        while len(nodes) > 1 and not self.clock.is_over():
+            parts = np.array_split(np.arange(len(nodes)), n_parts)
+            for part in reversed(parts):  # the groups stand with the worst first
+                if self.clock.is_over():
+                    break
+                fewer = [node for i, node in enumerate(nodes) if i not in part]
+                n_tried += 1
+                drop = self._drop_of(keeping_nodes(form, fewer), f"~narrow-{n_tried}")
+                if drop is None or drop > max_drop:
+                    continue
+                nodes, n_parts = fewer, max(n_parts - 1, 2)
+                safe = fewer if drop <= max_drop / 2 else safe
+                break
+            else:
+                if n_parts == len(nodes):
+                    break
+                n_parts = min(2 * n_parts, len(nodes))
+        for left in (safe, nodes) if len(safe) > len(nodes) else (nodes,):
+            if len(left) < len(all_nodes):
+                self._try(keeping_nodes(form, left), f"-mixed-{len(left)}-nodes")
+
+    def _drop_of(self, form: Form, suffix: str) -> float | None:
+        """Of a form that is not timed; None where it does not run."""
+        variant = self.forms.make(form, suffix=suffix)
+        if variant.failure is not None:
+            return None
+        try:
+            return self.judge.drop(self._members(variant)).value
+        except EdgeVLMError:
+            return None
 
     def _leave_slow_groups(self, name: str) -> None:
         """Groups that are surely slower when lowered stay in float."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -67,13 +66,13 @@ def _search_graphs(
 ) -> list[GraphSearch]:
     """Each graph in turn; what one leaves of its time, the next ones have."""
     check_keep_float(work, forms)
-    end_s = time.monotonic() + 60 * work.step.params["search_minutes"]
+    left_s = 60 * work.step.params["search_minutes"]
     searches: list[GraphSearch] = []
     for i, (each, baseline) in enumerate(zip(forms, baselines, strict=True)):
-        share = (end_s - time.monotonic()) / (len(forms) - i)
-        clock = Clock(end_s=time.monotonic() + share)
+        clock = Clock(allowed_s=left_s / (len(forms) - i))
         search = GraphSearch(work=work, forms=each, baseline=baseline, judge=judge, others=baselines, clock=clock)
         search.run()
+        left_s -= clock.allowed_s - max(clock.left_s(), 0.0)
         searches.append(search)
     return searches
 

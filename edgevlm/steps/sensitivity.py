@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,11 @@ def _name(nodes: tuple[str, ...]) -> str:
 
 def keeping(form: Form, kept: Sequence[NodeGroup]) -> Form:
     """The form with these groups in float, beside what it keeps already."""
-    names = (*form.recipe.keep_float, *(name for group in kept for name in group.nodes))
+    return keeping_nodes(form, [name for group in kept for name in group.nodes])
+
+
+def keeping_nodes(form: Form, nodes: Sequence[str]) -> Form:
+    names = (*form.recipe.keep_float, *nodes)
     recipe = msgspec.structs.replace(form.recipe, keep_float=tuple(dict.fromkeys(names)))
     return Form(backend=form.backend, recipe=recipe)
 
@@ -96,12 +101,13 @@ def find_sensitivities(
         work, forms.graph, [baseline, *variants], protocol=protocol, extend=False, what="groups alone, "
     )
     found = []
+    float_run = functools.cache(lambda: _run_of(work, baseline))  # the same for all
     for variant, group in zip(variants, groups, strict=True):
         ratio = None if variant.failure or is_over() else comparison.ratio(variant.name)
         if ratio is None:
             continue
         try:
-            sqnr_db, drop = output_sqnr_db(work, variant, baseline), drop_of(variant)
+            sqnr_db, drop = output_sqnr_db(work, variant, baseline, float_run), drop_of(variant)
         except EdgeVLMError:
             continue  # a group whose form does not run is one that stays where it is
         found.append(
@@ -125,8 +131,30 @@ class Sqnr(Spec, frozen=True, kw_only=True):
     sqnr_db: float
 
 
-def output_sqnr_db(work: Work, variant: Variant, baseline: Variant) -> float:
-    """Signal to quantization noise of a form's outputs over some pictures of the select split, in decibel."""
+@dataclass(frozen=True)
+class _Run:
+    """What a graph was fed, and what it answered."""
+
+    inputs: dict[str, Array]
+    outputs: list[Array]
+
+
+def _run_of(work: Work, variant: Variant) -> _Run:
+    text = processing_of(work).text
+    inputs = graph_inputs(work.job, variant.graph, work.job.splits.select, N_PICTURES, text=text)
+    return _Run(inputs, _outputs(work, variant, inputs))
+
+
+def _outputs(work: Work, variant: Variant, inputs: dict[str, Array]) -> list[Array]:
+    session = load_backend(variant.backend).open(work.out / variant.file, variant.session)
+    return list(run_rows(session, inputs).values())
+
+
+def output_sqnr_db(work: Work, variant: Variant, baseline: Variant, float_run: Callable[[], _Run]) -> float:
+    """Signal to quantization noise of a form's outputs over some pictures of the select split, in decibel.
+
+    Args: float_run: the baseline's.
+    """
     parts = {
         "variant": file_digest(work.out / variant.file),
         "session": msgspec.to_builtins(variant.session),
@@ -138,12 +166,9 @@ def output_sqnr_db(work: Work, variant: Variant, baseline: Variant) -> float:
 
     def make(out: Path) -> None:
         work.progress(StepProgress(name=work.step.name, detail=f"{variant.graph}: noise of {variant.name}"))
-        text = processing_of(work).text
-        inputs = graph_inputs(work.job, variant.graph, work.job.splits.select, N_PICTURES, text=text)
-        expected, actual = (
-            run_rows(load_backend(v.backend).open(work.out / v.file, v.session), inputs) for v in (baseline, variant)
-        )
-        write_spec(out / "sqnr.json", Sqnr(sqnr_db=sqnr_db(list(expected.values()), list(actual.values()))))
+        expected = float_run()
+        noise = sqnr_db(expected.outputs, _outputs(work, variant, expected.inputs))
+        write_spec(out / "sqnr.json", Sqnr(sqnr_db=noise))
 
     return read_spec(work.store.fetch("sqnr", parts, make).path / "sqnr.json", Sqnr).sqnr_db
 

@@ -25,14 +25,17 @@ LAYERS = tuple(f"layer{i}" for i in range(6))
 class Machine:
     """Float takes 12 ms; each of six layers in int8 saves 1.5 ms, and some cost accuracy."""
 
-    def __init__(self, cost_of: dict[str, float], *, saved_ms: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, cost_of: dict[str, float], *, saved_ms: dict[str, float] | None = None, layers: tuple[str, ...] = LAYERS
+    ) -> None:
         self.cost_of = cost_of
-        self.saved_ms = dict.fromkeys(LAYERS, 1.5) | (saved_ms or {})
+        self.layers = layers
+        self.saved_ms = dict.fromkeys(layers, 9.0 / len(layers)) | (saved_ms or {})
         self.made: list[str] = []
 
     def lowered(self, variant: Variant) -> set[str]:
         kept = set(variant.recipe.get("kept", "").split())
-        return set() if variant.precision == "fp32" else set(LAYERS) - kept
+        return set() if variant.precision == "fp32" else set(self.layers) - kept
 
     def ms(self, variant: Variant) -> float:
         ms = 12.0 - sum(self.saved_ms[layer] for layer in self.lowered(variant))
@@ -65,7 +68,7 @@ class Forms:
         return {"fast": SessionOptions(entries={"fast": "1"})}
 
     def lowered_nodes(self, form):
-        return LAYERS
+        return self.machine.layers
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def search(monkeypatch):
                 n_worse=0, n_better=0, interval="none", data="d", has_labels=True,
             )  # fmt: skip
 
-        def noise_db(work, variant, baseline):
+        def noise_db(work, variant, baseline, float_run):
             return 40.0 - 1000 * machine.drop(variant)
 
         monkeypatch.setattr(graph_search, "time_variants", times)
@@ -102,7 +105,7 @@ def search(monkeypatch):
             baseline=baseline,
             judge=SimpleNamespace(drop=drop),
             others=(baseline,),
-            clock=Clock(end_s=seconds, now=lambda: 0.0),
+            clock=Clock(allowed_s=seconds, now=lambda: 0.0),
         )
 
     return make
@@ -134,6 +137,48 @@ def test_of_several_layers_no_more_stay_in_float_than_need_be(search):
     found.run()
     kept = found.known.variants[best(found).removesuffix("@fast")].recipe["kept"].split()
     assert sorted(kept) == ["layer0", "layer3"]
+
+
+def test_of_a_group_only_the_layer_that_ruins_the_accuracy_stays_in_float(search):
+    layers = tuple(f"layer{i}" for i in range(26))
+    machine = Machine({"layer7": 0.05, "layer6": 0.004, "layer20": 0.004}, layers=layers)
+    found = search(machine, "int8")
+    found.run()
+    assert best(found) == "int8-mixed-1-nodes@fast"
+    assert found.known.variants["int8-mixed-1-nodes"].recipe["kept"] == "layer7"
+    drops = {name: drop.value for name, drop in found.known.drops.items() if "mixed" in name}
+    assert drops["int8-mixed-1-nodes"] == pytest.approx(0.008) and min(drops.values()) <= 0.005
+
+
+def test_what_was_left_at_half_of_the_budget_is_timed_too(search):
+    layers = tuple(f"layer{i}" for i in range(26))
+    found = search(Machine({"layer7": 0.05, "layer8": 0.006}, layers=layers), "int8")
+    found.run()
+    drops = {name: drop.value for name, drop in found.known.drops.items() if "-nodes" in name and "@" not in name}
+    assert drops == {"int8-mixed-2-nodes": 0.0, "int8-mixed-1-nodes": pytest.approx(0.006)}
+
+
+def test_bisection_begins_where_the_losses_of_the_others_add_up_to_less(search):
+    machine = Machine({"layer2": 0.05, "layer4": 0.05})
+    found = search(machine, "int8")
+    found.run()
+    mixed = [name for name in found.known.variants if "mixed" in name and "@" not in name]
+    assert mixed == ["int8-mixed-2", "int8-mixed-1"]
+
+
+def test_making_and_timing_every_form_once_takes_none_of_the_time(search):
+    found = search(Machine({"layer2": 0.05}), "int8", seconds=60)
+    make = found.forms.make
+    now = [0.0]
+    found.clock.now = lambda: now[0]
+
+    def slowly(form, *, suffix=""):
+        now[0] += 500 if not suffix else 1
+        return make(form, suffix=suffix)
+
+    found.forms.make = slowly
+    found.run()
+    assert now[0] > 500 and best(found) == "int8-mixed-1@fast"
 
 
 def test_of_two_broken_forms_the_one_nearest_to_the_budget_is_repaired_first(search):
