@@ -282,33 +282,39 @@ class GraphSearch:
         return next((n for n in range(1, len(ranked)) if sum(judged[n:]) <= max_drop), len(ranked) - 1)
 
     def _repair(self, name: str) -> None:
-        """The fewest groups in float that keep to the accuracy budget: bisected, then narrowed to single nodes."""
+        """The fewest groups in float that keep to the accuracy budget, by bisection; then fewer layers of them.
+
+        What just keeps to the budget here may not on the report split, so something is tried that takes half of it.
+        """
         form, ranked = self.made[name], self._by_loss_for_time(name)
         max_drop = self.work.job.request.budgets.max_drop
+        drops: dict[int, float] = {}
+
+        def loses(n: int) -> float:
+            if n not in drops:
+                trial = self._try(keeping(form, ranked[:n]), f"-mixed-{n}")
+                drops[n] = float("inf") if trial.drop is None else trial.drop
+            return drops[n]
+
         low, high = 0, len(ranked)  # with none it fails; with all it is float
-        kept: list[NodeGroup] | None = None
         n = self._first_guess(name, ranked)
         while high - low > 1 and not self.clock.is_over():
-            trial = self._try(keeping(form, ranked[:n]), f"-mixed-{n}")
-            if trial.drop is not None and trial.drop <= max_drop:
-                high, kept = n, list(ranked[:n])
-            else:
-                low = n
+            low, high = (low, n) if loses(n) <= max_drop else (n, high)
             n = (low + high) // 2
-        if kept is not None:
-            self._narrow(name, kept)
+        n = (high + len(ranked)) // 2
+        if high < n < len(ranked) and loses(high) > max_drop / 2 and not self.clock.is_over():
+            loses(n)
+        if safe := [n for n, drop in drops.items() if drop <= max_drop / 2]:
+            self._narrow(name, ranked[: min(safe)])
 
     def _narrow(self, name: str, groups: list[NodeGroup]) -> None:
-        """Fewer of the groups' nodes in float: part after part is lowered where the drop allows it, ever finer parts.
-
-        Only judged, which takes a moment; what is left is timed in the end, and so is what was left when half of the
-        budget was used up: on the report split what just keeps to it may not.
+        """Fewer of the groups' nodes in float: part after part is lowered where that takes no more than half of the
+        budget, in ever finer parts. These are only judged, which takes a moment; what is left in the end is timed.
 
         Source: minimizing delta debugging (Zeller and Hildebrandt 2002, doi:10.1109/32.988498).
         """
-        form, max_drop = self.made[name], self.work.job.request.budgets.max_drop
+        form, max_drop = self.made[name], self.work.job.request.budgets.max_drop / 2
         all_nodes = nodes = [node for group in groups for node in group.nodes]
-        safe: list[str] = nodes
         n_parts, n_tried = min(max(2, len(groups)), len(nodes)), 0
         while len(nodes) > 1 and not self.clock.is_over():
             parts = np.array_split(np.arange(len(nodes)), n_parts)
@@ -318,18 +324,15 @@ class GraphSearch:
                 fewer = [node for i, node in enumerate(nodes) if i not in part]
                 n_tried += 1
                 drop = self._drop_of(keeping_nodes(form, fewer), f"~narrow-{n_tried}")
-                if drop is None or drop > max_drop:
-                    continue
-                nodes, n_parts = fewer, max(n_parts - 1, 2)
-                safe = fewer if drop <= max_drop / 2 else safe
-                break
+                if drop is not None and drop <= max_drop:
+                    nodes, n_parts = fewer, max(n_parts - 1, 2)
+                    break
             else:
                 if n_parts == len(nodes):
                     break
                 n_parts = min(2 * n_parts, len(nodes))
-        for left in (safe, nodes) if len(safe) > len(nodes) else (nodes,):
-            if len(left) < len(all_nodes):
-                self._try(keeping_nodes(form, left), f"-mixed-{len(left)}-nodes")
+        if len(nodes) < len(all_nodes):
+            self._try(keeping_nodes(form, nodes), f"-mixed-{len(nodes)}-nodes")
 
     def _drop_of(self, form: Form, suffix: str) -> float | None:
         """Of a form that is not timed; None where it does not run."""
@@ -359,7 +362,9 @@ class GraphSearch:
         if not self.clock.is_over():
             for name in [*names[:N_TUNED], *([] if names else [FLOAT])]:
                 finalists += self._otherwise_opened(name)
-        self._time(finalists, self._protocol, extend=True, what="the best, ")
+        # Nobody is let go: who comes next ships where the report split refuses the best.
+        protocol = msgspec.structs.replace(self._protocol, halve_at=())
+        self._time(finalists, protocol, extend=True, what="the best, ")
         for variant in finalists:
             self._judge(variant.name)
 
