@@ -34,7 +34,8 @@ from edgevlm.data.data_set import DataSet
 from edgevlm.data.readers import read_data_set
 from edgevlm.distillation.distill import DISTILLATION_FILE, Distillation
 from edgevlm.distillation.recipe import Recipe
-from edgevlm.distillation.students.facts import StudentBesideTeacher
+from edgevlm.distillation.students import load_student
+from edgevlm.distillation.students.facts import StudentBesideTeacher, describe_student
 from edgevlm.distillation.teachers import TorchTeacher, teacher_of
 from edgevlm.extras import tool_versions
 from edgevlm.families import MASKS
@@ -54,9 +55,17 @@ _LARGEST_SHAPE = 256
 @click.option("--steps", type=int, help="Instead of the study's own: for a smoke test.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where students and checkpoints are kept.")
 @click.option("--results", type=click.Path(path_type=Path), help="Where they are written; those of --steps in WORK.")
+@click.option("--retime", is_flag=True, help="Time teacher and untrained student again, on a quiet machine.")
 @click.option("--beside", is_flag=True, help="Compile teacher and best student too, and show them side by side.")
 def main(
-    name: str, assets: Path, seeds: int, steps: int | None, work: Path | None, results: Path | None, beside: bool
+    name: str,
+    assets: Path,
+    seeds: int,
+    steps: int | None,
+    work: Path | None,
+    results: Path | None,
+    retime: bool,
+    beside: bool,
 ) -> None:
     """Run a study, or what is left of it."""
     work = (work or default_folder() / "distillation") / (name if steps is None else f"{name}-{steps}")
@@ -76,18 +85,24 @@ def main(
     of_teacher = judge(teacher, unseen, expected)
     click.echo(f"teacher: {_in_words(of_teacher)}")
     earlier = _earlier(results / f"{study.key}.json", study, teacher)
-    facts = earlier.facts if earlier else None
-    timed_on = earlier.machine if earlier and earlier.facts else describe_machine().name
+    facts, timed_on = (earlier.facts, earlier.machine) if earlier else (None, "")
     runs = {(run.arm, run.seed): run for run in (earlier.runs if earlier else ())}
     # One seed of every arm before the next: a study that is cut short still compares.
     for seed in range(seeds):
         for arm in study.arms:
             if (arm.name, seed) not in runs:
-                runs[arm.name, seed], known = _run(study, arm, seed, work, unseen, expected)
-                facts = facts or known
+                runs[arm.name, seed] = _run(study, arm, seed, work, unseen, expected)
                 _write(results, _result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher, timed_on))
             click.echo(f"{arm.name}, seed {seed}: {_in_words(runs[arm.name, seed].metrics)}")
-    click.echo(table(_result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher, timed_on)))
+    if facts is None or retime:
+        timed_on = describe_machine().name
+        with shown_progress() as progress:
+            facts = describe_student(
+                load_student(study.student), teacher.model, image_size=study.image_size, progress=progress
+            )
+    result = _result(study, list(runs.values()), facts, teacher, len(unseen), of_teacher, timed_on)
+    _write(results, result)
+    click.echo(table(result))
     if beside:
         best = max(runs.values(), key=lambda run: next(iter(run.metrics.values())))
         checkpoints = (Path(study.teacher), _folder(work, best.arm, best.seed))
@@ -110,9 +125,7 @@ def _earlier(file: Path, study: Study, teacher: TorchTeacher) -> StudyResult | N
     return found if found.study == _told(study) and found.teacher_digest == teacher.digest else None
 
 
-def _run(
-    study: Study, arm: Arm, seed: int, work: Path, unseen: DataSet, expected: Answers
-) -> tuple[Run, StudentBesideTeacher | None]:
+def _run(study: Study, arm: Arm, seed: int, work: Path, unseen: DataSet, expected: Answers) -> Run:
     folder = _folder(work, arm.name, seed)
     before = _folder(work, arm.after, seed) if arm.after else None
     recipe = msgspec.structs.replace(arm.recipe, seed=seed)
@@ -128,7 +141,7 @@ def _run(
                 image_size=study.image_size,
                 output=folder,
                 overwrite=True,
-                is_timed=seed == 0 and arm is study.arms[0],
+                is_timed=False,
                 progress=progress,
             )
     made = _distillation(folder)
@@ -139,7 +152,7 @@ def _run(
         n_parameters=made.n_parameters,
         n_bytes=_weights(folder),
         metrics=judge(teacher_of(read_model(str(folder))), unseen, expected),
-    ), made.facts
+    )
 
 
 def _is_made(folder: Path, recipe: Recipe, teacher_digest: str) -> bool:

@@ -62,12 +62,13 @@ def _few() -> DataSet:
 
 
 def _vit_b() -> Any:
-    """The configuration of facebook/sam-vit-base, which is Transformers' default."""
+    """The configuration of facebook/sam-vit-base, which is Transformers' default but for weights of a usual size."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    model: Any = transformers.SamModel._from_config(transformers.SamConfig(), attn_implementation="eager")
+    config = transformers.SamConfig(vision_config={"initializer_range": sam_teacher.INITIALIZER_RANGE})
+    model: Any = transformers.SamModel._from_config(config, attn_implementation="eager")
     return model.eval()
 
 

@@ -4,7 +4,9 @@
 
 Its image encoder is as large as ViT-S (22 million parameters), on pictures of 128 × 128 pixels. A prompt is a box, for
 which the decoder's single mask counts, or one point, for which the best of its three suggestions does. The loss is
-SAM's: 20 × focal + dice, and the squared error of the overlap that the model expects of each mask.
+SAM's: 20 × focal + dice, and the squared error of the overlap that the model expects of each mask. SAM's encoder comes
+from a pre-training; here a head that is thrown away says of each pixel whether it is a thing's, without which 400 steps
+taught little (dice 0.80 against 0.65 after 125 with it).
 Source: Segment Anything, arXiv:2304.02643.
 """
 
@@ -39,6 +41,8 @@ N_PROMPTS = 4
 LEARNING_RATE = 8e-4
 WEIGHT_DECAY = 0.1
 CHECKPOINT_EVERY = 50
+INITIALIZER_RANGE = 0.02
+"""Of the image encoder; Transformers' default for SAM, 1e-10, is for weights that are loaded, and learns nothing."""
 _PATCH = 16
 _POINT_SHARE = 0.5
 
@@ -66,6 +70,7 @@ def config(*, size: int = SIZE, width: int = 384, n_layers: int = 12, n_heads: i
             "num_pos_feats": decoder // 2,
             "window_size": 0,
             "global_attn_indexes": list(range(n_layers)),
+            "initializer_range": INITIALIZER_RANGE,
         },
         prompt_encoder_config={
             "hidden_size": decoder, "image_size": size, "patch_size": _PATCH, "image_embedding_size": grid,
@@ -99,6 +104,10 @@ def train_teacher(folder: Path, *, n_steps: int, say: Any = print) -> None:
     keep_memory()
     torch.manual_seed(SEED)
     module: Any = transformers.SamModel._from_config(config(), attn_implementation="eager")
+    _start_decoder(module)
+    learner = torch.nn.ModuleDict(
+        {"sam": module, "things": torch.nn.Linear(module.config.vision_config.hidden_size, _PATCH * _PATCH)}
+    )
     state = folder.with_name(f"{folder.name}.training")
     untrained = state / "untrained"
     state.mkdir(parents=True, exist_ok=True)
@@ -109,12 +118,12 @@ def train_teacher(folder: Path, *, n_steps: int, say: Any = print) -> None:
         SHAPES, labels=(), task="mask-generation", shapes_size=SIZE, shapes_seed=SHAPES_TRAINING_SEED + 1,
         n_shapes=n_steps * BATCH_SIZE,
     )  # fmt: skip
-    decayed = [each for each in module.parameters() if each.ndim > 1]
-    others = [each for each in module.parameters() if each.ndim <= 1]
+    decayed = [each for each in learner.parameters() if each.ndim > 1]
+    others = [each for each in learner.parameters() if each.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=LEARNING_RATE
     )
-    checkpoint = Checkpoint(state, identity_of("sam-teacher", n_steps, str(torch.__version__)), module, optimizer)
+    checkpoint = Checkpoint(state, identity_of("sam-teacher", n_steps, str(torch.__version__)), learner, optimizer)
     start = checkpoint.load()
     log = state / "training.jsonl"
     module.train()
@@ -122,10 +131,10 @@ def train_teacher(folder: Path, *, n_steps: int, say: Any = print) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, _Rates(n_steps=n_steps), warmup_share=0.1)
         samples = data.samples[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
-        losses = _losses(module, samples, image, np.random.default_rng((SEED, step)))
+        losses = _losses(learner, samples, image, np.random.default_rng((SEED, step)))
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == n_steps:
             row = {"step": step + 1, **{name: round(value.item(), 4) for name, value in losses.items()}}
@@ -139,9 +148,18 @@ def train_teacher(folder: Path, *, n_steps: int, say: Any = print) -> None:
     shutil.rmtree(state)
 
 
-def _losses(module: Any, samples: Any, image: Any, draws: np.random.Generator) -> dict[str, Tensor]:
-    """Focal, dice and expected overlap of a batch; each prompt's target is the thing that it shows."""
-    pixels, asked, targets, is_point = [], [], [], []
+def _start_decoder(module: Any) -> None:
+    """As SAM's own code starts what is not the ViT: by PyTorch's defaults."""
+    for part in (module.vision_encoder.neck, module.mask_decoder):
+        for layer in part.modules():
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                layer.reset_parameters()
+
+
+def _losses(learner: Any, samples: Any, image: Any, draws: np.random.Generator) -> dict[str, Tensor]:
+    """Focal, dice and expected overlap of a batch, where each prompt asks for the thing that it shows; and things."""
+    module = learner["sam"]
+    pixels, asked, targets, is_point, is_thing = [], [], [], [], []
     for sample in samples:
         shown = sample.read()
         things = sample.annotation.read()
@@ -150,13 +168,17 @@ def _losses(module: Any, samples: Any, image: Any, draws: np.random.Generator) -
         asked.append([_prompt(things, i, draws, is_point=bool(p)) for i, p in zip(chosen, points, strict=True)])
         targets.append(things.masks[chosen])
         is_point.append(points)
+        is_thing.append(things.masks.any(0))
         pixels.append(preprocess(decode_image(shown), image))
     prompts = decoder_prompts(asked, [(SIZE, SIZE)] * len(samples), image)
     target = torch.from_numpy(np.stack(targets)).float()
     point = torch.from_numpy(np.stack(is_point))
-    embeds = module.vision_encoder(torch.from_numpy(np.stack(pixels))).last_hidden_state
+    seen = module.vision_encoder(torch.from_numpy(np.stack(pixels)), output_hidden_states=True)
     masks, expected = masks_of(
-        module, embeds, torch.from_numpy(prompts["input_points"]), torch.from_numpy(prompts["input_labels"])
+        module,
+        seen.last_hidden_state,
+        torch.from_numpy(prompts["input_points"]),
+        torch.from_numpy(prompts["input_labels"]),
     )
     n, k, c = masks.shape[:3]
     masks = F.interpolate(masks.flatten(0, 1), size=(SIZE, SIZE), mode="bilinear", align_corners=False)
@@ -177,7 +199,18 @@ def _losses(module: Any, samples: Any, image: Any, draws: np.random.Generator) -
         "focal": 20 * focal.gather(2, best).mean(),
         "dice": missed.gather(2, best).mean(),
         "overlap": ((expected - iou) ** 2 * counts).sum() / counts.sum(),
+        "things": _things(learner["things"], seen.hidden_states[-1], np.stack(is_thing)),
     }
+
+
+def _things(head: Any, tokens: Tensor, is_thing: np.ndarray) -> Tensor:
+    """Cross-entropy of each pixel, by its patch's token.
+
+    Shapes: tokens [n, h, w, d], is_thing [n, h * patch, w * patch]
+    """
+    said = head(F.layer_norm(tokens, tokens.shape[-1:]))
+    patches = F.unfold(torch.from_numpy(is_thing).float()[:, None], _PATCH, stride=_PATCH).mT
+    return F.binary_cross_entropy_with_logits(said.flatten(1, 2), patches)
 
 
 def _focal(masks: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:

@@ -57,7 +57,7 @@ class StudyResult(Spec, frozen=True, kw_only=True):
 
     Args:
         teacher: its metrics on the same pictures; ``teacher_digest`` is of its weights, configuration and processing.
-        facts: both before any training, with latencies on ``machine``; null until the first run ended.
+        facts: both before any training, with latencies on ``machine``; null until every run ended.
     """
 
     schema_version: int = 1

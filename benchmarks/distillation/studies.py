@@ -112,7 +112,7 @@ def sam(assets: Path, work: Path, steps: int | None) -> Study:
     from benchmarks.distillation.sam_teacher import train_teacher
 
     teacher = work / "teacher"
-    train_teacher(teacher, n_steps=steps or 1500)
+    train_teacher(teacher, n_steps=steps or 1000)
     n_more = steps or 200
     alone = _changed(
         load_recipe("mobilesam"), n_steps=steps or 600, batch_size=16, n_accumulated=1, checkpoint_every=50
