@@ -52,10 +52,6 @@ def photographs(assets: Path, work: Path, steps: int | None) -> Study:
     settings = _photographs(steps)
     scratch = Recipe(name="pairs", terms=(Term(objective="image-text-label-contrastive"),), **settings)
     reinforced = _changed(load_recipe("clip-reinforced"), **settings)
-    embeds = (
-        Term(objective="features", options={"output": "image_embeds", "distance": "cosine"}),
-        Term(objective="features", options={"output": "text_embeds", "distance": "cosine"}),
-    )
     return Study(
         key="photographs",
         title="Two towers around MobileNetV2 into MobileViT-XXS at 64×64, on 20,000 photographs of 200 classes",
@@ -65,7 +61,7 @@ def photographs(assets: Path, work: Path, steps: int | None) -> Study:
         unseen=str(unseen),
         image_size=64,
         arms=(
-            Arm(name="distilled", recipe=_changed(reinforced, terms=(*reinforced.terms, *embeds))),
+            Arm(name="distilled", recipe=_changed(reinforced, terms=(*reinforced.terms, *_embeds()))),
             Arm(name="from scratch", recipe=scratch),
         ),
     )
@@ -90,8 +86,7 @@ def two_towers(assets: Path, work: Path, steps: int | None) -> Study:
                 "demo", student="mobilevit-s", data="shapes", recipe=taught, output=teacher, is_timed=False,
                 progress=progress,
             )  # fmt: skip
-    short = _changed(taught, n_steps=steps or 400)
-    affinity = [each for each in load_recipe("clip-affinity").terms if each.objective != "image-text-contrastive"]
+    short = _changed(taught, n_steps=steps or 600, learning_rate=3e-3)
     return Study(
         key="two-towers",
         title="A two-tower MobileViT-S into MobileViT-XXS, on the built-in shapes",
@@ -101,7 +96,7 @@ def two_towers(assets: Path, work: Path, steps: int | None) -> Study:
         unseen="shapes",
         image_size=None,
         arms=(
-            Arm(name="distilled", recipe=_changed(short, name="distilled", terms=(*short.terms, *affinity))),
+            Arm(name="distilled", recipe=_changed(short, terms=(*short.terms, *_embeds(pictures=5)), inherits=True)),
             Arm(name="from scratch", recipe=short),
         ),
     )
@@ -150,6 +145,14 @@ def _photographs(steps: int | None) -> dict[str, Any]:
         "n_steps": steps or 800, "batch_size": 128, "n_variants": 4, "checkpoint_every": 50, "patience": 0,
         "learning_rate": 2e-3, "weight_decay": 0.05, "average": 0.99, "augmentation": "crop-flip",
     }  # fmt: skip
+
+
+def _embeds(*, pictures: float = 1.0, texts: float = 1.0) -> tuple[Term, Term]:
+    """The teacher's vectors, by their cosines."""
+    return (
+        Term(objective="features", weight=pictures, options={"output": "image_embeds", "distance": "cosine"}),
+        Term(objective="features", weight=texts, options={"output": "text_embeds", "distance": "cosine"}),
+    )
 
 
 def _changed(recipe: Recipe, **settings: Any) -> Recipe:
