@@ -84,12 +84,14 @@ def _judge(judge: Judge, candidates: tuple[Candidate, ...], known: Known) -> tup
     """The drop of every candidate that ran to the end, and why the others did not."""
     drops: dict[str, Drop] = {}
     failures: dict[str, str] = {}
+    # A model of one graph is what was judged while that was searched.
+    judged = next(iter(known.values())).drops if len(known) == 1 else {}
     for candidate in candidates:
         trials = [each.trial(candidate.variants[graph]) for graph, each in known.items()]
         if broken := [trial.failure for trial in trials if trial.failure]:
             failures[candidate.name] = broken[0]
-        elif len(known) == 1 and candidate.name in next(iter(known.values())).drops:
-            drops[candidate.name] = next(iter(known.values())).drops[candidate.name]
+        elif candidate.name in judged:
+            drops[candidate.name] = judged[candidate.name]
         elif not any(trial.was_dropped for trial in trials):
             try:
                 drops[candidate.name] = judge.drop(members_of(candidate, known))
