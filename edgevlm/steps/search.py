@@ -84,7 +84,7 @@ def _judge(judge: Judge, candidates: tuple[Candidate, ...], known: Known) -> tup
     """The drop of every candidate that ran to the end, and why the others did not."""
     drops: dict[str, Drop] = {}
     failures: dict[str, str] = {}
-    # A model of one graph is what was judged while that was searched.
+    # A model of one graph was judged while that was searched.
     judged = next(iter(known.values())).drops if len(known) == 1 else {}
     for candidate in candidates:
         trials = [each.trial(candidate.variants[graph]) for graph, each in known.items()]
