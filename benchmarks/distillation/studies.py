@@ -104,7 +104,7 @@ def two_towers(assets: Path, work: Path, steps: int | None) -> Study:
 
 
 def sam(assets: Path, work: Path, steps: int | None) -> Study:
-    """A SAM of ViT-S's size teaches TinyViT-5M: its encoder alone, then with prompts in the loop."""
+    """A SAM with half of ViT-S teaches TinyViT-5M: its encoder alone, then with prompts in the loop."""
     from benchmarks.distillation.sam_teacher import train_teacher
 
     teacher = work / "teacher"
@@ -117,7 +117,7 @@ def sam(assets: Path, work: Path, steps: int | None) -> Study:
     longer = _changed(alone, n_steps=n_more, learning_rate=loop.learning_rate, warmup_share=loop.warmup_share)
     return Study(
         key="sam",
-        title="A SAM with ViT-S into TinyViT-5M at 128×128, on the built-in shapes",
+        title="A SAM with half of ViT-S into TinyViT-5M at 128×128, on the built-in shapes",
         teacher=str(teacher),
         student="tinyvit-5m-sam",
         data="shapes",
