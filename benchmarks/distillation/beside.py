@@ -49,6 +49,9 @@ def show_beside(
     for file in write_side_by_side(side_by_side(found, evaluations), work):
         if file.suffix in (".md", ".json"):
             text = file.read_text(encoding="utf-8").replace(f"{work}/bundles/", "")
+            if text.startswith("# "):  # it will stand in a page that has a title
+                title, rest = text[2:].split("\n", 1)
+                text = f"**{title}**\n{rest}"
             (results / f"{name}{file.suffix}").write_text(text, encoding="utf-8")
             markdown = text if file.suffix == ".md" else markdown
     return markdown
