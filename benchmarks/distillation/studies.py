@@ -109,9 +109,9 @@ def sam(assets: Path, work: Path, steps: int | None) -> Study:
 
     teacher = work / "teacher"
     train_teacher(teacher, n_steps=steps or 1000)
-    n_more = steps or 100
+    n_more = steps or 200
     alone = _changed(
-        load_recipe("mobilesam"), n_steps=steps or 300, batch_size=16, n_accumulated=1, checkpoint_every=100
+        load_recipe("mobilesam"), n_steps=steps or 450, batch_size=16, n_accumulated=1, checkpoint_every=100
     )
     loop = _changed(load_recipe("edgesam"), n_steps=n_more, batch_size=16, n_accumulated=1, checkpoint_every=50)
     longer = _changed(alone, n_steps=n_more, learning_rate=loop.learning_rate, warmup_share=loop.warmup_share)
