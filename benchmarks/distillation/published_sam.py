@@ -52,6 +52,7 @@ def main(rounds: int, threads: int, precision: str, work: Path | None, results: 
         threads=threads,
         precision=precision,
         eval_data=_few(),
+        search_minutes=0,  # a run of the teacher takes seconds
     )
     click.echo(told)
 
