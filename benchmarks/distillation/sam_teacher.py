@@ -6,7 +6,7 @@ Its image encoder has six layers of ViT-S (11 million parameters), on pictures o
 one point. The loss is SAM's: 20 × focal + dice, and the squared error of the overlap that the model expects of each
 mask. A shape has no parts, so that all four masks are held to the thing: held to the best of three alone, they learned
 one shape each and no prompt. SAM's encoder comes from a pre-training; here a head that is thrown away says of each
-pixel whether it is a thing's, without which several times as many steps taught as much.
+pixel whether it is a thing's, which is quicker.
 Source: Segment Anything, arXiv:2304.02643.
 """
 
