@@ -107,7 +107,10 @@ def test_the_report_says_what_the_manifest_says(demo):
         row.name for row in report.candidates
     }
     finalists = {each.subject for each in report.comparisons[0].measurements}
-    assert {"fp32", report.winner} <= finalists
+    assert "fp32" in finalists
+    # What was only screened ships where every finalist was refused afterwards: for accuracy, or for its time.
+    refused = {row.name for row in report.candidates if row.status not in ("winner", "inside budgets")}
+    assert report.winner in finalists or {name.split("@")[0] for name in finalists} <= refused
     assert all(each.turns_ms for each in report.comparisons[0].measurements if each.failure is None)
 
 
