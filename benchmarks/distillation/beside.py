@@ -10,7 +10,8 @@ import edgevlm
 from edgevlm.cli.progress import shown_progress
 from edgevlm.evaluation.evaluation import evaluate_bundles
 from edgevlm.measure.bundles import benchmark_bundles
-from edgevlm.measure.protocol import ALL_STAY, with_rounds
+from edgevlm.measure.protocol import ALL_STAY
+from edgevlm.measure.spec import Protocol
 from edgevlm.report.side_by_side import side_by_side, write_side_by_side
 
 
@@ -21,7 +22,7 @@ def show_beside(
     results: Path,
     name: str,
     judged_on: str | None = None,
-    rounds: int | None = None,
+    protocol: Protocol = ALL_STAY,
     threads: int | None = None,
     **asked: Any,
 ) -> str:
@@ -41,7 +42,6 @@ def show_beside(
                 edgevlm.compile(str(checkpoint), output=bundle, progress=progress, **asked)
         bundles.append(bundle)
     evaluations = evaluate_bundles(bundles, judged_on, n_threads=threads) if judged_on is not None else ()
-    protocol = with_rounds(ALL_STAY, rounds) if rounds is not None else ALL_STAY
     with shown_progress() as progress:
         found = benchmark_bundles(*bundles, n_threads=threads, protocol=protocol, progress=progress)
     results.mkdir(parents=True, exist_ok=True)
