@@ -49,7 +49,7 @@ def photographs(assets: Path, work: Path, steps: int | None) -> Study:
     data = read_data_set(train, labels=(), task=ZERO_SHOT)
     teacher = work / "teacher"
     train_locked(teacher, assets / "models" / "mobilenet-v2-imagenet", data, n_steps=steps or N_STEPS)
-    settings = _photographs(steps)
+    settings = _photographs(steps) | {"n_steps": steps or 480}  # three times through them
     scratch = Recipe(name="pairs", terms=(Term(objective="image-text-label-contrastive"),), **settings)
     return Study(
         key="photographs",
@@ -141,7 +141,7 @@ STUDIES: Mapping[str, Make] = {
 
 
 def _photographs(steps: int | None) -> dict[str, Any]:
-    """Both arms of the studies on photographs: five times through 20,000 of them."""
+    """Both arms of a study on photographs: five times through 20,000 of them."""
     return {
         "n_steps": steps or 800, "batch_size": 128, "n_variants": 4, "checkpoint_every": 50, "patience": 0,
         "learning_rate": 2e-3, "weight_decay": 0.05, "average": 0.99, "augmentation": "crop-flip",

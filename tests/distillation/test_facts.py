@@ -10,20 +10,21 @@ from edgevlm.families.loading import load_module
 from edgevlm.ingest import read_model
 from edgevlm.measure.protocol import QUICK
 from tests.distillation.teachers import classifier
+from tests.families.checkpoints import write_checkpoint
 from tests.ingest.layouts import write_card, write_onnx
 
 
-def test_counts_are_those_of_the_arithmetic():
-    """The demo's image tower: 4 layers of width 96 over 64 patches and a class token, then a projection to 64."""
-    demo = read_model("demo")
-    module = load_module(demo)
-    facts = count(module, demo)
-    n, d = 65, 96
-    layer = 4 * n * d * d + 2 * n * d * 4 * d + 2 * n * n * d
-    patches = 64 * d * 3 * 8 * 8
-    assert facts.graphs["image_encoder"].n_macs == patches + 4 * layer + d * 64
+def test_counts_are_those_of_the_arithmetic(tmp_path: Path):
+    """An image tower of 2 layers of width 16 over 16 patches and a class token, then a projection to 16."""
+    tiny = read_model(str(write_checkpoint("CLIPModel", tmp_path / "clip")))
+    module = load_module(tiny)
+    facts = count(module, tiny)
+    n, d = 17, 16
+    layer = 4 * n * d * d + 2 * n * d * 2 * d + 2 * n * n * d
+    patches = 16 * d * 3 * 8 * 8
+    assert facts.graphs["image_encoder"].n_macs == patches + 2 * layer + d * 16
     assert facts.n_macs == sum(graph.n_macs for graph in facts.graphs.values())
-    n_image = sum(p.numel() for p in module.vision_model.parameters()) + d * 64
+    n_image = sum(p.numel() for p in module.vision_model.parameters()) + d * 16
     assert facts.graphs["image_encoder"].n_parameters == n_image
     # All that is left is the text tower's, but for the scale, which is in no graph.
     assert facts.n_parameters == n_image + facts.graphs["text_encoder"].n_parameters + 1
