@@ -166,6 +166,7 @@ def fake_quantized(
     """
     module = plain_module(program)
     names = _names(module.graph, graph)
+    names |= _split_silus(module.graph, prepared)
     layers = {each.node: _layer_node(each, names) for each in placement.weights}
     quantizers: dict[str, ActivationQuantizer] = {}
     inputs: dict[str, str] = {}
@@ -207,6 +208,30 @@ def _names(program: fx.Graph, graph: Graph) -> dict[str, fx.Node]:
     names |= {spec.name: node for spec, node in zip(graph.inputs, placeholders, strict=True)}
     results: Any = next(node for node in program.nodes if node.op == "output").args[0]
     return names | dict(zip(graph.outputs, results, strict=True))
+
+
+def _split_silus(program: fx.Graph, prepared: Path) -> dict[str, fx.Node]:
+    """SiLU as the two operators that it is in ONNX, ``x * sigmoid(x)``, both of which may be quantized.
+
+    Returns: the new nodes by the names that their values have in the ONNX graph.
+    """
+    import onnx
+
+    found: dict[str, fx.Node] = {}
+    nodes = onnx.load(prepared, load_external_data=False).graph.node
+    maker = {output: node for node in nodes for output in node.output}
+    for silu in [node for node in program.nodes if node.target is _ATEN.silu.default]:
+        factors = maker[silu.name].input if silu.name in maker else ()
+        gates = [value for value in factors if value in maker and maker[value].op_type == "Sigmoid"]
+        if len(gates) != 1:
+            continue
+        with program.inserting_before(silu):
+            gate = program.call_function(_ATEN.sigmoid.default, (silu.args[0],))
+            product = program.call_function(_ATEN.mul.Tensor, (silu.args[0], gate))
+        silu.replace_all_uses_with(product)
+        program.erase_node(silu)
+        found |= {gates[0]: gate, silu.name: product}
+    return found
 
 
 def _layer_node(each: QuantizedWeight, names: Mapping[str, fx.Node]) -> fx.Node:

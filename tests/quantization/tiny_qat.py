@@ -16,7 +16,7 @@ N_PICTURES = 90
 
 
 class Colours(nn.Module):
-    """Convolutions with batch norms, one of them depthwise, a residual, and a linear head."""
+    """Convolutions with batch norms, one of them depthwise, two activations, a residual, and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class Colours(nn.Module):
         self.head = nn.Linear(8, len(LABELS))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        stem = functional.relu(self.stem_norm(self.stem(pixel_values)))
-        inner = functional.relu6(self.depthwise_norm(self.depthwise(stem)))
+        stem = functional.relu6(self.stem_norm(self.stem(pixel_values)))
+        inner = functional.silu(self.depthwise_norm(self.depthwise(stem)))
         scores: Tensor = self.head((stem + self.pointwise(inner)).mean((2, 3)))
         return scores
 
