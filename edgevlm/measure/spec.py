@@ -41,7 +41,8 @@ class Protocol(Spec, frozen=True, kw_only=True):
             two processes of the same graph then averages out.
         min_rounds: rounds before measuring may stop because every interval is narrow enough.
         stop_half_width: narrow enough: half of the interval's width over the ratio.
-        block_ms: a turn lasts about this long, at least ``min_runs_per_turn`` and at most ``max_runs_per_turn`` runs.
+        block_ms: a turn lasts about this long, at least ``min_runs_per_turn`` and at most ``max_runs_per_turn`` runs;
+            a single one where that takes a second.
         warmup_ms: every worker runs for at least this long before its first turn.
         halve_at: after these rounds, drop a subject whose ratio to the best is surely worse than ``drop_ratio``.
         budget_s: stop adding rounds after this long (what is missing then shows in the verdict).

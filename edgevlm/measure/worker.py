@@ -34,10 +34,14 @@ class Open(Spec, tag="open", frozen=True, kw_only=True):
     session: SessionOptions
 
 
+LONG_RUN_S = 1.0
+
+
 class Turn(Spec, tag="turn", frozen=True, kw_only=True):
     """Run for about ``block_ms``, at least ``min_runs`` and at most ``max_runs`` times, after ``n_settle`` more.
 
-    Settling runs bring caches and threads back from the rival that had the machine; they are not reported.
+    Settling runs bring caches and threads back from the rival that had the machine; they are not reported. Where one
+    takes ``LONG_RUN_S`` the turn is a single run: it would say no more for lasting several.
     """
 
     n_settle: int
@@ -127,8 +131,12 @@ class OpenSubject:
         return Opened(load_ms=self.load_ms, cpu_s=time.process_time(), tools=self.tools)
 
     def take_turn(self, turn: Turn) -> Ran:
+        start_ns = time.perf_counter_ns()
         for _ in range(turn.n_settle):
             self.session.run(self.feeds)
+        settling_ns = time.perf_counter_ns() - start_ns
+        is_long = turn.n_settle > 0 and settling_ns > turn.n_settle * LONG_RUN_S * 1e9
+        min_runs = 1 if is_long else turn.min_runs
         samples_ns: list[int] = []
         waits_ns: list[int] = []
         end_ns = time.perf_counter_ns() + round(turn.block_ms * 1e6)
@@ -139,7 +147,7 @@ class OpenSubject:
             stop_ns = time.perf_counter_ns()
             samples_ns.append(stop_ns - start_ns)
             waits_ns.append(wait_due_to_others(before, self.waiting.read(), wall_ns=stop_ns - start_ns))
-            if stop_ns >= end_ns and len(samples_ns) >= turn.min_runs:
+            if stop_ns >= end_ns and len(samples_ns) >= min_runs:
                 break
         peak = peak_memory_bytes()
         memory = None if peak is None or self.held_bytes is None else max(0, peak - self.held_bytes)

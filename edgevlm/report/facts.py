@@ -459,15 +459,15 @@ def validity(report: Report) -> tuple[Validity, ...]:
 
 def _protocol(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     protocol = comparison.protocol
-    n_runs = sum(len(turn) for m in comparison.measurements for turn in m.turns_ms)
+    runs = [len(turn) for m in comparison.measurements for turn in m.turns_ms]
     return (
         ("Baseline", comparison.baseline),
         ("Subjects", f"{len(comparison.measurements)}, each in a process of its own, taking turns"),
-        ("Runs kept", f"{n_runs:,} after {protocol.warmup_ms:g} ms of warm-up each"),
+        ("Runs kept", f"{sum(runs):,} after {protocol.warmup_ms:g} ms of warm-up each"),
         (
             "Turns",
             f"{protocol.min_rounds} to {protocol.n_rounds} of about {protocol.block_ms:g} ms, "
-            f"at least {count(protocol.min_runs_per_turn, 'run')} each",
+            f"at least {count(min(runs, default=protocol.min_runs_per_turn), 'run')} each",
         ),
         ("Interval", f"bootstrap over paired turns, {100 * protocol.confidence:g}%, seed {protocol.seed}"),
         ("Took", seconds(comparison.wall_s) + (", extended once" if comparison.was_extended else "")),

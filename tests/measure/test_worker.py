@@ -21,7 +21,7 @@ from edgevlm.measure.interleave import compare
 from edgevlm.measure.process import ProcessWorker, WorkerError
 from edgevlm.measure.protocol import QUICK
 from edgevlm.measure.spec import Comparison, Subject
-from edgevlm.measure.worker import Open, OpenSubject, Times, options_for_turns, wait_due_to_others
+from edgevlm.measure.worker import Open, OpenSubject, Times, Turn, options_for_turns, wait_due_to_others
 from edgevlm.runtime.spec import SessionOptions
 from tests.measure import faulty
 
@@ -210,6 +210,15 @@ def test_what_a_library_prints_does_not_spoil_the_answers(inputs: str):
         assert len(worker.take_turn().samples_ms) >= PROTOCOL.min_runs_per_turn
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize(("long_run_s", "n_runs"), [(10.0, 3), (1e-4, 1)])
+def test_a_long_run_is_a_turn_of_its_own(long_run_s: float, n_runs: int, inputs: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edgevlm.measure.worker.LONG_RUN_S", long_run_s)
+    subject = faulty_subject(inputs, "slow", run_ms=1.0)
+    opened = OpenSubject(Open(**{name: getattr(subject, name) for name in ("backend", "file", "inputs", "session")}))
+    assert len(opened.take_turn(Turn(n_settle=1, block_ms=0.0, min_runs=3, max_runs=9)).samples_ms) == n_runs
+    assert len(opened.take_turn(Turn(n_settle=0, block_ms=0.0, min_runs=2, max_runs=9)).samples_ms) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a process")
