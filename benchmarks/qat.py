@@ -7,8 +7,8 @@ channel; activations uint8), quantized after training and fine-tuned for it. Wha
 break of more than 3 points comes back to within 1 of float, and ships surely faster than float; where it does not hold
 the script says so and fails, after it wrote what it measured. Few levels make it no faster and no smaller than int8,
 they only make the example hard. Generated pictures: 16,384 to train on, and 3000 of another seed to judge on, which the
-compile then cuts for its bundle in three. The settings were chosen on pictures of other seeds. Every drop is from the
-float model as it came, paired picture by picture, with a 95 % interval.
+compile then cuts for its bundle in three. The settings are those that were chosen for another model. Every drop is
+from the float model as it came, paired picture by picture, with a 95 % interval.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def main() -> None:
         began_s = time.monotonic()
         if not (work / "judged").is_dir():
             write_folder(work / "judged", n=N_JUDGED, seed=JUDGED_SEED)
+        checkpoint = float_model(work / "resnet")
         with shown_progress() as progress:
             made = quantize_model(
-                str(float_model(work / "resnet")),
+                str(checkpoint),
                 qat=True,
                 data="shapes",
                 eval_data=work / "judged",

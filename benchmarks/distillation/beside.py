@@ -29,6 +29,7 @@ def show_beside(
     """Write ``results/name.md`` and ``.json``; bundles of an earlier call are taken as they are.
 
     Args:
+        protocol: how bundles are timed against each other.
         judged_on: pictures, as ``read_data_set`` takes them; None compares times and sizes alone.
         threads: to time and judge with; None is what each was compiled for, 0 all.
         asked: as ``edgevlm.compile`` takes it.

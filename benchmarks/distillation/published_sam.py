@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from benchmarks.distillation import sam_teacher
 from benchmarks.distillation.beside import show_beside
@@ -50,13 +49,13 @@ def main(rounds: int, threads: int, precision: str, work: Path | None, results: 
         work=work,
         results=results,
         name="published-sam",
-        # A run of the teacher takes seconds: one form each, no search, and time for as many turns as are asked for.
-        protocol=msgspec.structs.replace(with_rounds(ALL_STAY, rounds), budget_s=1200, timeout_s=600),
+        protocol=with_rounds(ALL_STAY, rounds),
         threads=threads,
         precision=precision,
+        # A run of the teacher takes seconds: one form each, and no search.
         backends=("onnxruntime",),
-        eval_data=_few(),
         search_minutes=0,
+        eval_data=_few(),
     )
     click.echo(told)
 

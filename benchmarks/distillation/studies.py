@@ -23,7 +23,7 @@ Make = Callable[[Path, Path, int | None], Study]
 
 def classifier(assets: Path, work: Path, steps: int | None) -> Study:
     """MobileNetV2 with ImageNet's weights teaches MobileViT-XXS on small photographs, whose labels it never sees."""
-    settings = _photographs(steps)
+    settings = _photographs(steps or 800)
     tiny = assets / "data" / "tiny-imagenet"
     return Study(
         key="classifier",
@@ -49,7 +49,7 @@ def photographs(assets: Path, work: Path, steps: int | None) -> Study:
     data = read_data_set(train, labels=(), task=ZERO_SHOT)
     teacher = work / "teacher"
     train_locked(teacher, assets / "models" / "mobilenet-v2-imagenet", data, n_steps=steps or N_STEPS)
-    settings = _photographs(steps) | {"n_steps": steps or 480}  # three times through them
+    settings = _photographs(steps or 480)
     scratch = Recipe(name="pairs", terms=(Term(objective="image-text-label-contrastive"),), **settings)
     return Study(
         key="photographs",
@@ -140,10 +140,10 @@ STUDIES: Mapping[str, Make] = {
 }
 
 
-def _photographs(steps: int | None) -> dict[str, Any]:
-    """Both arms of a study on photographs: five times through 20,000 of them."""
+def _photographs(n_steps: int) -> dict[str, Any]:
+    """Both arms of a study on photographs; 20,000 of them are 156 steps."""
     return {
-        "n_steps": steps or 800, "batch_size": 128, "n_variants": 4, "checkpoint_every": 50, "patience": 0,
+        "n_steps": n_steps, "batch_size": 128, "n_variants": 4, "checkpoint_every": 50, "patience": 0,
         "learning_rate": 2e-3, "weight_decay": 0.05, "average": 0.99, "augmentation": "crop-flip",
     }  # fmt: skip
 

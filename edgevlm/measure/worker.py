@@ -24,6 +24,9 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.runtime.backends import Backend, Session, load_backend
 from edgevlm.runtime.spec import Array, SessionOptions, Spec
 
+# The median of several runs so long says no more than one, and several would leave too few turns in the time there is.
+LONG_RUN_S = 1.0
+
 
 class Open(Spec, tag="open", frozen=True, kw_only=True):
     """Load the graph and its inputs."""
@@ -34,14 +37,11 @@ class Open(Spec, tag="open", frozen=True, kw_only=True):
     session: SessionOptions
 
 
-LONG_RUN_S = 1.0
-
-
 class Turn(Spec, tag="turn", frozen=True, kw_only=True):
     """Run for about ``block_ms``, at least ``min_runs`` and at most ``max_runs`` times, after ``n_settle`` more.
 
-    Settling runs bring caches and threads back from the rival that had the machine; they are not reported. Where one
-    takes ``LONG_RUN_S`` the turn is a single run: it would say no more for lasting several.
+    Settling runs bring caches and threads back from the rival that had the machine; they are not reported. Where they
+    take ``LONG_RUN_S`` each, one run is a turn.
     """
 
     n_settle: int
