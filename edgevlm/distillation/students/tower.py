@@ -82,7 +82,7 @@ class TowerStudent:
                 module = self._one_tower(image, "ForImageClassification", labels=_labels(teacher, n_classes))
             else:
                 module = self._one_tower(image, "Model")
-            _start_afresh(module)
+            start_afresh(module)
         built: nn.Module = module.eval()
         return built
 
@@ -290,7 +290,7 @@ def _labels(teacher: Model, n_classes: int | None) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(n_classes))
 
 
-def _start_afresh(module: Any) -> None:
+def start_afresh(module: Any) -> None:
     """He's initialization for convolutions (arXiv:1502.01852), and batch norms that change nothing yet.
 
     Transformers draws both convolutions and MobileViT's batch norms' factors from a normal of deviation 0.02: what came
