@@ -152,8 +152,8 @@ def teacher_config(tokenizer: PreTrainedTokenizerFast) -> VisionTextDualEncoderC
         pad_token_id=tokenizer.pad_token_id,
     )
     # ``VisionTextDualEncoderModel`` asks the image tower's configuration for the width of its pooled features.
-    vision = MobileViTConfig(**TEACHER.config, image_size=SIZE, hidden_size=TEACHER.width)
-    return VisionTextDualEncoderConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=WIDTH)
+    vision = MobileViTConfig(**TEACHER.config, image_size=SIZE).to_dict() | {"hidden_size": TEACHER.width}
+    return VisionTextDualEncoderConfig(vision_config=vision, text_config=text.to_dict(), projection_dim=WIDTH)
 
 
 def preprocessing() -> dict[str, Any]:
@@ -234,7 +234,10 @@ def train(*, n_steps: int, seed: int) -> tuple[VisionTextDualEncoderModel, tuple
     """Train the teacher from scratch, with its losses; the same seed on the same machine gives the same weights."""
     torch.manual_seed(seed)
     tokenizer = demo_tokenizer()
-    model = VisionTextDualEncoderModel._from_config(teacher_config(tokenizer), attn_implementation="eager")
+    dual_encoder: Any = VisionTextDualEncoderModel
+    model: VisionTextDualEncoderModel = dual_encoder._from_config(
+        teacher_config(tokenizer), attn_implementation="eager"
+    )
     start_afresh(model)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
@@ -246,7 +249,8 @@ def train(*, n_steps: int, seed: int) -> tuple[VisionTextDualEncoderModel, tuple
         batch = stream[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
         losses = losses_of(model, tokenizer, batch, template=TEMPLATES[step % len(TEMPLATES)])
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        total: Any = torch.stack(list(losses.values())).sum()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevlm.data.shapes import HELD_OUT_PAIRS, PROMPT_TEMPLATE, SHAPES, Pictures, class_names, picture
+from edgevlm.data.shapes import HELD_OUT_PAIRS, PROMPT_TEMPLATE, SHAPES, Pictures, class_names
+from edgevlm.distillation.students.mobilevit import XXS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -22,12 +24,18 @@ LOG = json.loads((DEMO_MODEL / "training_log.json").read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def model():
-    return transformers.CLIPModel.from_pretrained(DEMO_MODEL).eval()
+    return transformers.VisionTextDualEncoderModel.from_pretrained(DEMO_MODEL).eval()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
+
+
+@pytest.fixture
+def small_teacher(monkeypatch):
+    """A teacher that a test can wait for."""
+    monkeypatch.setattr(train_demo, "TEACHER", XXS)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,7 @@ def test_shapes_are_at_chance_where_pixels_are_shuffled(measured):
 def test_the_log_says_what_is_measured(measured):
     assert LOG["evaluation_seed"] != LOG["seed"]
     for name, accuracy in measured.items():
+        assert LOG["teacher"]["accuracies"][name]["n"] == accuracy.n
         for part in ("label", "color", "shape"):
             # Another machine may round a near tie the other way.
             assert getattr(accuracy, part) == pytest.approx(LOG["accuracies"][name][part], abs=0.005), (name, part)
@@ -69,14 +78,19 @@ def test_the_log_says_what_is_measured(measured):
 
 def test_an_untrained_model_passes_no_bar(tokenizer):
     torch.manual_seed(0)
-    untrained = transformers.CLIPModel(train_demo.demo_config(tokenizer)).eval()
+    untrained = transformers.VisionTextDualEncoderModel(train_demo.teacher_config(tokenizer)).eval()
     accuracies = train_demo.evaluate_demo(untrained, tokenizer, seed=1, n=200)
     assert max(accuracies[name].label for name in ("seen", "held_out")) < 0.2
 
 
 def test_loads_with_no_key_missing_or_left_over():
-    _, report = transformers.CLIPModel.from_pretrained(DEMO_MODEL, output_loading_info=True)
+    _, report = transformers.VisionTextDualEncoderModel.from_pretrained(DEMO_MODEL, output_loading_info=True)
     assert not any(report.values()), report
+
+
+def test_is_the_student_of_a_teacher_at_least_four_times_its_size(model):
+    assert sum(each.numel() for each in model.parameters()) == LOG["n_parameters"]
+    assert LOG["teacher"]["n_parameters"] >= 4 * LOG["n_parameters"]
 
 
 def test_is_small_enough_to_commit():
@@ -124,19 +138,19 @@ def test_a_larger_picture_is_brought_to_size_and_still_read(model, tokenizer):
     assert np.mean([name == shown.label for name, shown in zip(found, split, strict=True)]) > 0.8
 
 
-def test_training_shows_and_names_no_held_out_pair(monkeypatch):
+def test_the_teacher_is_shown_and_told_no_held_out_pair(monkeypatch, small_teacher):
     shown, named = [], []
-    towards_middle, text_embeds = train_demo._towards_middle, train_demo._text_embeds
+    losses_of, text_embeds = train_demo.losses_of, train_demo._text_embeds
 
-    def watch_pictures(taken, *, pull):
-        shown.append((taken.objects[0].color, taken.objects[0].shape))
-        return towards_middle(taken, pull=pull)
+    def watch_pictures(model, tokenizer, batch, *, template):
+        shown.extend((each.objects[0].color, each.objects[0].shape) for each in batch)
+        return losses_of(model, tokenizer, batch, template=template)
 
     def watch_texts(model, tokenizer, texts):
         named.extend(texts)
         return text_embeds(model, tokenizer, texts)
 
-    monkeypatch.setattr(train_demo, "_towards_middle", watch_pictures)
+    monkeypatch.setattr(train_demo, "losses_of", watch_pictures)
     monkeypatch.setattr(train_demo, "_text_embeds", watch_texts)
     train_demo.train(n_steps=2, seed=0)
     assert len(shown) == 2 * train_demo.BATCH_SIZE
@@ -145,32 +159,36 @@ def test_training_shows_and_names_no_held_out_pair(monkeypatch):
     assert not any(f"{color} {shape}" in text for text in named for color, shape in HELD_OUT_PAIRS)
 
 
-def test_the_same_seed_gives_the_same_weights():
+def test_the_same_seed_gives_the_same_weights(small_teacher):
     first, second, other = (train_demo.train(n_steps=2, seed=seed)[0].state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_centring_moves_picture_and_mask_together():
-    taken = picture(4, seed=6)
-    example = train_demo._towards_middle(taken, pull=1.0)
-    rows, columns = np.nonzero(example.mask)
-    assert abs(rows.min() + rows.max() - 63) <= 1
-    assert abs(columns.min() + columns.max() - 63) <= 1
-    assert np.array_equal(example.image[example.mask].mean(0), taken.image[taken.objects[0].mask].mean(0))
-    assert np.array_equal(train_demo._towards_middle(taken, pull=0.0).image, taken.image)
-
-
-def test_the_script_writes_a_whole_model_and_overwrites_none(tmp_path: Path, monkeypatch, capsys):
+def test_the_script_writes_a_whole_model_and_overwrites_none(tmp_path: Path, monkeypatch, capsys, small_teacher):
     monkeypatch.setattr(train_demo, "N_EVALUATED", 8)
-    output = tmp_path / "made"
-    train_demo.main(["--output", str(output), "--steps", "1", "--seed", "5"])
+    monkeypatch.setattr(train_demo, "N_PICTURES", 80)
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    output, work = tmp_path / "made", tmp_path / "work"
+    options = ["--output", str(output), "--work", str(work), "--steps", "1", "--student-steps", "2", "--seed", "5"]
+    train_demo.main(options)
     assert {path.name for path in output.iterdir()} == {path.name for path in DEMO_MODEL.iterdir()}
     written = json.loads((output / "training_log.json").read_text(encoding="utf-8"))
-    assert (written["seed"], written["n_steps"], len(written["losses"])) == (5, 1, 1)
-    transformers.CLIPModel.from_pretrained(output)
+    assert (written["seed"], written["n_steps"], len(written["losses"])) == (5, 2, 2)
+    assert (written["teacher"]["seed"], written["teacher"]["n_steps"]) == (5, 1)
+    # The student's image tower is its own, its text tower the teacher's.
+    student, teacher = (
+        transformers.VisionTextDualEncoderModel.from_pretrained(folder).state_dict()
+        for folder in (output, work / "seed-5" / "teacher-1")
+    )
+    for name, value in student.items():
+        if name.startswith("text_") or name == "logit_scale":
+            assert torch.equal(value, teacher[name]), name
+    assert not torch.equal(student["visual_projection.weight"], teacher["visual_projection.weight"])
+    with (work / "seed-5" / "pictures" / "labels.csv").open(encoding="utf-8") as file:
+        assert not {tuple(row["label"].split()) for row in csv.DictReader(file)} & set(HELD_OUT_PAIRS)
     with pytest.raises(SystemExit) as exit_:
         train_demo.main(["--output", str(output)])
     assert exit_.value.code == 2
     assert "name a new folder" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert not [path for path in tmp_path.rglob("*") if "unfinished" in path.name]
