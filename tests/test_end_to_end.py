@@ -79,7 +79,7 @@ def test_folded_labels_score_as_the_text_tower_does(demo):
     import torch
     import transformers
 
-    model = transformers.CLIPModel.from_pretrained(DEMO_MODEL).eval()
+    model = transformers.VisionTextDualEncoderModel.from_pretrained(DEMO_MODEL).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
     template = demo.manifest.processing.text or shapes.PROMPT_TEMPLATE
     texts = [str(template).format(label=label) for label in demo.manifest.labels]
@@ -210,8 +210,8 @@ def test_budgets_that_nothing_meets_name_the_nearest(pictures, tmp_path):
 
 
 def test_a_size_budget_that_float_breaks_is_met_by_int8(pictures, tmp_path):
-    made = edgevlm.compile("demo", eval_data=pictures, **FAST, max_size_mb=1, output=tmp_path / "out")
-    assert made.report.size_bytes <= 1e6
+    made = edgevlm.compile("demo", eval_data=pictures, **FAST, max_size_mb=2, output=tmp_path / "out")
+    assert made.report.size_bytes <= 2e6
     assert made.report.winner != "fp32"
 
 
