@@ -14,7 +14,7 @@ import edgevlm
 from edgevlm.cli.main import exit_code_of
 from edgevlm.data import shapes
 from tests import colours
-from tests.fast import FAST
+from tests.fast import FAST, FAST_OPTIONS
 
 MODULES = """
 import numpy as np
@@ -175,7 +175,7 @@ def test_labels_that_are_not_as_many_as_the_classes(capsys, model, tmp_path):
 
 
 def test_a_budget_that_nothing_keeps(capsys, model, pictures, tmp_path):
-    asked = (model, "--eval-data", pictures, "--precision", "fp32", "--max-size-mb", "0.0001")
+    asked = (model, "--eval-data", pictures, "--precision", "fp32", "--max-size-mb", "0.0001", *FAST_OPTIONS)
     compiling(capsys, *asked, folder=tmp_path, words="Nearest: fp32 is", code=4)
 
 

@@ -163,6 +163,7 @@ def test_it_may_see_smaller_pictures(teacher: Model, tmp_path: Path):
     assert [type(step).__name__ for step in saved.processing.image.steps] == ["Resize", "Rescale", "Normalize", "Pad"]
 
 
+@pytest.mark.slow
 def test_the_whole_student_goes_into_a_bundle(teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
     student = load_student(NAME)
