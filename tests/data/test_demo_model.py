@@ -18,6 +18,7 @@ transformers = pytest.importorskip("transformers")
 
 from edgevlm.data import train_demo  # noqa: E402 - needs torch
 from edgevlm.data.train_demo import DEMO_MODEL  # noqa: E402
+from edgevlm.distillation.students.tower import start_afresh  # noqa: E402
 
 LOG = json.loads((DEMO_MODEL / "training_log.json").read_text(encoding="utf-8"))
 
@@ -76,9 +77,10 @@ def test_the_log_says_what_is_measured(measured):
             assert getattr(accuracy, part) == pytest.approx(LOG["accuracies"][name][part], abs=0.005), (name, part)
 
 
-def test_an_untrained_model_passes_no_bar(tokenizer):
+def test_an_untrained_model_passes_no_bar(model, tokenizer):
     torch.manual_seed(0)
-    untrained = transformers.VisionTextDualEncoderModel(train_demo.teacher_config(tokenizer)).eval()
+    untrained = transformers.VisionTextDualEncoderModel(model.config).eval()
+    start_afresh(untrained)
     accuracies = train_demo.evaluate_demo(untrained, tokenizer, seed=1, n=200)
     assert max(accuracies[name].label for name in ("seen", "held_out")) < 0.2
 
