@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shlex
@@ -64,13 +65,19 @@ class Server:
         """Kill the processes that serve a connection, as a lost network would, but at once."""
         for pid in _children(self.process.pid):
             for grandchild in _children(pid):
-                if b"sshd" in Path(f"/proc/{grandchild}/comm").read_bytes():
-                    os.kill(grandchild, signal.SIGKILL)
-            os.kill(pid, signal.SIGKILL)
+                # One may end by itself, or with the one that was killed before it.
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if b"sshd" in Path(f"/proc/{grandchild}/comm").read_bytes():
+                        os.kill(grandchild, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # it has ended
+        return []
 
 
 def script(file: Path, *lines: str) -> Path:
