@@ -59,6 +59,19 @@ def rtx() -> Any:
 
 
 @pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the demo model is exported, to be copied by tests that need not see that happen."""
+    import edgevlm
+    from tests.fast import FAST
+
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
+        edgevlm.compile("demo", precision="fp32", **FAST, output=folder / "demo")
+    return folder / "cache"
+
+
+@pytest.fixture(scope="session")
 def mobilenet_and_pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """As ``tests.mobilenet`` finds or makes them."""
     from tests import mobilenet

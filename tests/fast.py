@@ -1,4 +1,7 @@
-"""How a test compiles that does not ask about the search: one backend, few rounds, nothing tuned."""
+"""How a test compiles that does not ask about the search.
+
+One backend, few rounds, few pictures to calibrate on, nothing tuned.
+"""
 
 from __future__ import annotations
 
@@ -6,5 +9,5 @@ from typing import Any
 
 from edgevlm.measure.protocol import QUICK
 
-FAST: dict[str, Any] = {"protocol": QUICK, "search_minutes": 0, "backends": ("onnxruntime",)}
-FAST_OPTIONS = ("--search-minutes", "0", "--backends", "onnxruntime")
+FAST: dict[str, Any] = {"protocol": QUICK, "search_minutes": 0, "backends": ("onnxruntime",), "calibration": "quick"}
+FAST_OPTIONS = ("--search-minutes", "0", "--backends", "onnxruntime", "--calibration", "quick")

@@ -25,9 +25,9 @@ DEMO_MODEL = Path(shapes.__file__).parent / "demo_model"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, demo_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGEVLM_CACHE", str(shutil.copytree(demo_cache, tmp_path_factory.mktemp("cache") / "copy")))
         yield
 
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory, pictures):
     return edgevlm.compile("demo", eval_data=pictures, precision="fp32", **FAST, output=output).bundle
 
 
-def test_float_that_cannot_be_timed_is_one_sentence(pictures, tmp_path, monkeypatch, capsys):
+def test_float_that_cannot_be_timed_is_one_sentence(pictures, demo_cache, tmp_path, monkeypatch, capsys):
     from edgevlm.steps import timing
 
     real = timing.compare
@@ -55,7 +55,7 @@ def test_float_that_cannot_be_timed_is_one_sentence(pictures, tmp_path, monkeypa
         return replace(found, measurements=tuple(failed), is_valid=False)
 
     monkeypatch.setattr(timing, "compare", without_float)
-    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEVLM_CACHE", str(shutil.copytree(demo_cache, tmp_path / "cache")))
     asked = ("compile", "demo", "--eval-data", pictures, "--precision", "fp32", *FAST_OPTIONS, "-o", tmp_path / "out")
     refused(capsys, [*asked, "-q"], code=1, words="cannot be timed here: it ran out of memory")
 

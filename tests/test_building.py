@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,9 @@ from tests.runtime.backends.trtexec_stand_in import calls_of, save_trtexec
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, demo_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGEVLM_CACHE", str(shutil.copytree(demo_cache, tmp_path_factory.mktemp("cache") / "copy")))
         yield
 
 
@@ -40,7 +41,7 @@ def asked(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("data") / "pictures"
     shapes.write_folder(folder, n=120, seed=5)
     rest = {name: value for name, value in FAST.items() if name != "backends"}
-    return {**rest, "eval_data": folder, "max_drop": 0.1, "calibration": "quick"}
+    return {**rest, "eval_data": folder, "max_drop": 0.1}
 
 
 @pytest.fixture(scope="module")

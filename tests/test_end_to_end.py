@@ -22,6 +22,7 @@ from edgevlm.plan import TEXT_ENCODER
 from edgevlm.report.facts import cautions
 from edgevlm.report.spec import Report
 from edgevlm.runtime.spec import from_json
+from tests import colours
 from tests.fast import FAST, FAST_OPTIONS
 
 DEMO_MODEL = Path(shapes.__file__).parent / "demo_model"
@@ -29,9 +30,9 @@ PICTURE = shapes.picture(0, seed=5)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, demo_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGEVLM_CACHE", str(shutil.copytree(demo_cache, tmp_path_factory.mktemp("cache") / "copy")))
         yield
 
 
@@ -171,6 +172,7 @@ def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
         task="image-feature-extraction",
         eval_data=pictures,
         **FAST,
+        precision="fp32",
         output=tmp_path / "out",
     )
     (component,) = made.manifest.components
@@ -179,9 +181,10 @@ def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
     assert edgevlm.verify(made.bundle)
 
 
-@pytest.mark.parametrize("batch", [4, None])
-def test_other_batches(pictures, tmp_path, batch):
-    made = edgevlm.compile("demo", eval_data=pictures, **FAST, batch=batch, output=tmp_path / "out")
+@pytest.mark.parametrize(("batch", "precision"), [(4, "fp32"), (None, "int8-static")])
+def test_other_batches(pictures, tmp_path, batch, precision):
+    asked = {**FAST, "eval_data": pictures, "precision": precision, "max_drop": 0.2}
+    made = edgevlm.compile("demo", **asked, batch=batch, output=tmp_path / "out")
     assert made.manifest.latency.batch == (batch or 1)
     assert made.manifest.components[0].inputs[0].shape[0] == (batch or "batch")
     assert edgevlm.run(made.bundle, PICTURE.image).top.label == PICTURE.label
@@ -210,7 +213,7 @@ def test_budgets_that_nothing_meets_name_the_nearest(pictures, tmp_path):
 
 
 def test_a_size_budget_that_float_breaks_is_met_by_int8(pictures, tmp_path):
-    made = edgevlm.compile("demo", eval_data=pictures, **FAST, max_size_mb=2, output=tmp_path / "out")
+    made = edgevlm.compile("demo", eval_data=pictures, **FAST, max_size_mb=2, max_drop=0.1, output=tmp_path / "out")
     assert made.report.size_bytes <= 2e6
     assert made.report.winner != "fp32"
 
@@ -248,15 +251,18 @@ def test_a_changed_weight_changes_everything(checkpoint, pictures, tmp_path):
     assert "params.model" in why().steps[0].why
 
 
-def test_a_changed_tool_or_code_is_a_miss_that_is_explained(demo, pictures, tmp_path, monkeypatch):
+def test_a_changed_tool_or_code_is_a_miss_that_is_explained(tmp_path, monkeypatch):
+    model, seen = colours.write_classifier(tmp_path / "colours.onnx"), colours.write_pictures(tmp_path / "pictures")
+    asked = {"eval_data": seen, **FAST, "precision": "fp32"}
+    edgevlm.compile(str(model), output=tmp_path / "first", **asked)
+    assert all(hits(edgevlm.compile(str(model), output=tmp_path / "again", **asked)).values())
     monkeypatch.setattr("edgevlm.compiler.code_digest", lambda: "other code")
-    job = prepare("demo", eval_data=pictures, **FAST, precision="fp32", output=tmp_path / "out")
-    compiled = compile_job(job)
-    assert not any(hits(compiled).values())
+    job = prepare(str(model), output=tmp_path / "out", **asked)
+    assert not any(hits(compile_job(job)).values())
     assert "code" in why().steps[0].why
     monkeypatch.setitem(ACTIONS, "export", msgspec.structs.replace(ACTIONS["export"], tools=("click",)))
     again = compile_job(dataclasses.replace(job, output=tmp_path / "out2"))
-    assert not hits(again)["export:image_encoder"]
+    assert not hits(again)["export:model"]
     assert "tools" in why().steps[0].why
 
 

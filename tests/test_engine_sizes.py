@@ -71,9 +71,9 @@ def test_a_range_without_what_golden_vectors_are_is_refused(tmp_path: Path, monk
     asked = {**rest, "target": "jetson-orin-nano", "batch": None, "eval_data": pictures, "max_drop": 0.1}
     narrow = {"pixel_values": ShapeRange(min=(4, 3, 64, 64), opt=(4, 3, 64, 64), max=(8, 3, 64, 64))}
     with pytest.raises(ModelError, match="'pixel_values' will be 1×3×64×64, but the engine is to be built for 4×3"):
-        edgevlm.compile("demo", **asked, calibration="quick", shapes=narrow, output=tmp_path / "out")
+        edgevlm.compile("demo", **asked, shapes=narrow, output=tmp_path / "out")
     wide = {"pixel_values": AskedRange(max=(16, 3, 64, 64))}
-    edgevlm.compile("demo", **asked, calibration="quick", shapes=wide, output=tmp_path / "out")
+    edgevlm.compile("demo", **asked, shapes=wide, output=tmp_path / "out")
     form = next(form for form in edgevlm.inspect(tmp_path / "out").forms if form.build)
     built = msgspec.convert(form.build, BuildSettings).shapes["pixel_values"]
     assert built == ShapeRange(min=(1, 3, 64, 64), opt=(1, 3, 64, 64), max=(16, 3, 64, 64))

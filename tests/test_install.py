@@ -101,7 +101,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shapes.write_folder(folder / "shapes", n=60, seed=8)
     model = colours.write_classifier(folder / "colours.onnx")
     checkpoint = shutil.copytree(Path(shapes.__file__).parent / "demo_model", folder / "checkpoint")
-    asked = {"precision": "fp32", **FAST, "calibration": "quick"}
+    asked = {"precision": "fp32", **FAST}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
         colours_bundle = edgevlm.compile(str(model), eval_data=pictures, output=folder / "colours", **asked).bundle

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -67,8 +68,9 @@ def is_installed(name):
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory, demo_cache):
     folder = tmp_path_factory.mktemp("bundle")
+    shutil.copytree(demo_cache, folder / "cache")
     shapes.write_folder(folder / "pictures", n=60, seed=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))

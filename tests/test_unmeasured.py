@@ -45,9 +45,9 @@ pytestmark = pytest.mark.skipif(describe_machine().arch == "aarch64", reason="th
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, demo_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGEVLM_CACHE", str(shutil.copytree(demo_cache, tmp_path_factory.mktemp("cache") / "copy")))
         yield
 
 
@@ -214,7 +214,7 @@ def test_a_size_that_no_form_keeps_is_refused(pictures, tmp_path):
         edgevlm.compile("demo", target="raspberry-pi-5", **asked, output=tmp_path / "out")
 
 
-def test_a_form_that_loses_too_much_on_the_report_split_does_not_ship(pictures, tmp_path, monkeypatch):
+def test_a_form_that_loses_too_much_on_the_report_split_does_not_ship(pictures, demo_cache, tmp_path, monkeypatch):
     """It is judged twice; only the second time it falls."""
     from edgevlm.steps.judging import Judge
 
@@ -226,7 +226,7 @@ def test_a_form_that_loses_too_much_on_the_report_split_does_not_ship(pictures, 
         return msgspec.structs.replace(found, value=0.9) if is_report and variants[0].name.startswith("int8") else found
 
     monkeypatch.setattr(Judge, "drop", drop)
-    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEVLM_CACHE", str(shutil.copytree(demo_cache, tmp_path / "cache")))
     asked = {**FAST, "eval_data": pictures, "max_drop": 0.04}
     made = edgevlm.compile("demo", target="raspberry-pi-5", **asked, output=tmp_path / "out")
     assert not [form.name for form in made.manifest.forms if form.name.startswith("int8")]

@@ -257,7 +257,7 @@ def clip(tmp_path_factory) -> Path:
         patch.setenv("EDGEVLM_CACHE", str(folder / "cache"))
         compiled = edgevlm.compile(
             str(folder / "model"), target="raspberry-pi-5", precision="int8-static", eval_data=folder / "pictures",
-            calibration="quick", max_drop=1.0, **FAST, output=folder / "whole",
+            max_drop=1.0, **FAST, output=folder / "whole",
         )  # fmt: skip
     shutil.rmtree(folder / "cache")  # some gigabytes
     whole = open_bundle(compiled.bundle)
