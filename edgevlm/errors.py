@@ -55,6 +55,10 @@ class BundleError(EdgeVLMError):
     """A bundle breaks a MUST of the format, was changed, or cannot run on this machine."""
 
 
+class RefusedGraphError(BundleError):
+    """A backend that is installed does not open a graph here."""
+
+
 class ForeignEngineError(BundleError):
     """An engine is for another GPU, or of another version, than this machine has."""
 

@@ -15,7 +15,7 @@ from edgevlm.cli.main import exit_code_of
 from edgevlm.compile_each import CompiledEach, compile_each
 from edgevlm.compiler import prepare
 from edgevlm.data import shapes
-from edgevlm.errors import BundleError, GateError, MissingToolError, StoreError, UsageError
+from edgevlm.errors import BundleError, GateError, MissingToolError, RefusedGraphError, StoreError, UsageError
 from edgevlm.measure.counts import CLASSES, GraphInstructions, Instructions
 from edgevlm.measure.protocol import QUICK
 from edgevlm.report.spec import Report
@@ -115,6 +115,27 @@ def test_every_form_verifies_and_one_that_was_changed_does_not(board, tmp_path):
     (broken / form.components[0].file).write_bytes(b"no graph")
     with pytest.raises(BundleError):
         edgevlm.verify(broken)
+
+
+def test_a_form_that_its_backend_refuses_here_leaves_the_others(board, monkeypatch):
+    """Not a broken file, whose hash would tell: a graph that this processor has no kernels for."""
+    import onnxruntime
+
+    session, refused = onnxruntime.InferenceSession, edgevlm.inspect(board).forms[1]
+
+    def open_others(file, *arguments, **options):
+        if Path(file) == board / refused.components[0].file:
+            raise RuntimeError("no kernel")
+        return session(file, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_others)
+    found = edgevlm.verify(board)
+    assert found and found.left_out.keys() == {refused.name}
+    assert "no kernel" in found.left_out[refused.name]
+    assert refused.name not in {case.form for case in found.cases}
+    refused = edgevlm.inspect(board).forms[0]
+    with pytest.raises(RefusedGraphError, match="no kernel"):
+        edgevlm.verify(board)
 
 
 def test_instructions_are_counted_once_and_stand_in_the_report(board, pictures, tmp_path, monkeypatch):

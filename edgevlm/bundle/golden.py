@@ -11,7 +11,7 @@ import numpy as np
 from edgevlm.runtime.image import ImageSource, decode_image, size_of
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Array, Component, Golden, GoldenCase, Prompt, to_json
-from edgevlm.runtime.verify import golden_conditions, kept_part
+from edgevlm.runtime.verify import golden_conditions, kept_part, relative_error
 
 _MOST_NUMBERS = 1 << 18
 """Of an output that are kept: a megabyte."""
@@ -45,6 +45,16 @@ def make_golden(
         cases.append(case)
         files.update(made)
     return Golden(cases=tuple(cases), made_on=golden_conditions(components), tolerance=tolerance), files
+
+
+def how_far_apart(pipeline: Pipeline, other: Pipeline, pictures: Iterable[ImageSource]) -> float:
+    """The largest |difference| over the largest |value of ``other``|, of the worst output and picture."""
+    worst = 0.0
+    for source in pictures:
+        image = decode_image(source)
+        ours, theirs = (each.outputs(each.preprocess(image)[None]) for each in (pipeline, other))
+        worst = max(worst, *(relative_error(theirs[name], ours[name]) for name in theirs))
+    return worst
 
 
 def _make_case(

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import PIL
 
-from edgevlm.errors import BundleError, ForeignEngineError, MissingToolError
+from edgevlm.errors import BundleError, ForeignEngineError, MissingToolError, RefusedGraphError
 from edgevlm.runtime.backends import load_backend
 from edgevlm.runtime.bundle import Bundle, open_bundle
 from edgevlm.runtime.engine import EngineBackend
@@ -97,7 +97,7 @@ def verify_bundle(path: str | os.PathLike[str]) -> Verification:
             continue
         try:
             found.append(verify_form(bundle.in_form(form), name=form.name))
-        except (MissingToolError, ForeignEngineError) as error:
+        except (MissingToolError, ForeignEngineError, RefusedGraphError) as error:
             left_out[form.name] = error.message
     return Verification(
         name=bundle.manifest.name,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgevlm.bundle.golden import make_golden
+from edgevlm.bundle.golden import how_far_apart, make_golden
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Processing, from_json
 from edgevlm.runtime.verify import golden_conditions
@@ -38,3 +38,21 @@ def test_golden_cases_hold_the_picture_the_outputs_and_the_answer(tmp_path: Path
 def test_the_same_pictures_give_the_same_bytes(tmp_path: Path):
     files = [tiny.make_bundle(tmp_path / name) / "golden/0.png" for name in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_how_far_two_pipelines_are_apart_is_their_worst_pictures():
+    outputs = {"a": [[4.0, 1.0], [0.0, 2.0]], "b": [[4.0, 2.0], [1.0, 2.0]]}
+
+    class Fixed:
+        def __init__(self, name):
+            self.rows = iter(outputs[name])
+
+        def preprocess(self, image):
+            return np.zeros((3, 2, 2), np.float32)
+
+        def outputs(self, pixels):
+            return {"logits": np.array([next(self.rows)], np.float32)}
+
+    pictures = [Image.new("RGB", (2, 2))] * 2
+    assert how_far_apart(Fixed("b"), Fixed("a"), pictures) == 0.5
+    assert how_far_apart(Fixed("a"), Fixed("a"), pictures) == 0

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 CPUS = ("cortex-a53", "cortex-a76")
 BOARD_CPUS = sorted({cpu for name in target_names() if (cpu := read_target(name).emulated_as)})
 
-# Float kernels of another processor add in another order. Measured: 6.4e-7 of the largest output for the demo model,
+# Float kernels of another processor add in another order. Measured: 7.4e-7 of the largest output for the demo model,
 # 1.1e-6 for MobileNetV2. int8 kernels add integers, in any order to the same sum.
 FLOAT_BOUND = 1e-5
 
@@ -210,11 +210,14 @@ def test_counts_are_the_same_each_time_wherever_they_are_taken(counted, bundles,
 
 # --- bundles for boards, of several forms ----------------------------------------------------------------
 
-# Measured, the worst of three pictures: 8.1e-7, 0, 2.0e-3, 4.1e-7, 9.1e-3, 7.6e-3. Scales that are
-# found in the run are found from float sums, and OpenVINO's int8 kernels round elsewhere than those of x86.
+# Measured, the worst of three pictures: 7.4e-7, 1.4e-3, 7.9e-7, 6.0e-7, 4.2e-2, 2.5e-3. What lies between int8 layers
+# is float, scales that are found in the run are found from it, and OpenVINO's int8 kernels round elsewhere than on x86.
 BOARD_BOUNDS = {
-    "fp32": 1e-5, "int8-static": 0.0, "int8-dynamic": 0.01, "openvino-fp32": 1e-5, "openvino-int8": 0.03,
+    "fp32": 1e-5, "int8-static": 0.01, "int8-dynamic": 0.01, "openvino-fp32": 1e-5, "openvino-int8": 0.1,
+    "openvino-int8-dynamic": 0.01,
 }  # fmt: skip
+# OpenVINO 2026.4 does not open a MobileViT in int8 on a processor without dot products.
+REFUSED = {"cortex-a53": {"openvino-int8"}}
 
 
 @pytest.fixture(scope="module")
@@ -232,13 +235,24 @@ def test_every_form_answers_on_every_processor_of_the_targets(cpu, emulator, boa
     bounds = {kind: bound for kind, bound in BOARD_BOUNDS.items() if has_openvino or not kind.startswith("openvino")}
     found = verify_emulated(board if has_openvino else without_openvino, cpu)
     assert found, found.to_text()
-    assert found.verification.left_out == {} and not found.verification.is_same_machine
+    assert found.verification.left_out.keys() == REFUSED.get(cpu, set()) and not found.verification.is_same_machine
     kinds = set()
     for case in found.verification.cases:
         kind = max((each for each in bounds if (case.form or "fp32").startswith(each)), key=len)
         kinds.add(kind)
         assert case.max_error <= bounds[kind] or found.note, found.to_text()
-    assert kinds == bounds.keys()
+    assert kinds == bounds.keys() - REFUSED.get(cpu, set())
+
+
+def test_what_a_form_may_be_off_follows_from_how_far_quantizing_moved_it(board):
+    first, *others = open_bundle(board).manifest.forms
+    of_float = [np.load(board / case.outputs["image_embeds"]) for case in first.golden.cases]
+    for form in others:
+        outputs = [np.load(board / case.outputs["image_embeds"]) for case in form.golden.cases]
+        moved = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(outputs, of_float, strict=True))
+        least = 1e-4 if form.name == "openvino-fp32" else 0.03
+        assert form.golden.tolerance == pytest.approx(max(least, moved / 2), abs=1e-3), form.name
+    assert max(form.golden.tolerance for form in others) > 0.1
 
 
 @pytest.fixture(scope="module")

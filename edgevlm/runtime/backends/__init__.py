@@ -50,7 +50,7 @@ class Backend(Protocol):
     def open(self, file: Path, options: SessionOptions) -> Session:
         """Load a graph.
 
-        Raises: MissingToolError: the backend is not installed. BundleError: it refuses the graph.
+        Raises: MissingToolError: the backend is not installed. RefusedGraphError: it does not open the graph.
         """
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import BundleError, MissingToolError, ModelError
+from edgevlm.errors import MissingToolError, ModelError, RefusedGraphError
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
 
@@ -49,7 +49,7 @@ class OnnxRuntime:
             settings = session_settings(options)
             session = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own classes, all derived from Exception alone
-            raise BundleError(
+            raise RefusedGraphError(
                 f"ONNX Runtime {ort.__version__} refuses '{file.name}': {_words(error)}.",
                 hint="Check that this ONNX Runtime is at least the version the bundle names (edgevlm inspect).",
             ) from error

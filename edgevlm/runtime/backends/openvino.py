@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgevlm.errors import BundleError, MissingToolError, ModelError
+from edgevlm.errors import MissingToolError, ModelError, RefusedGraphError
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
 
@@ -55,7 +55,7 @@ class OpenVino:
                 ov, core.read_model(str(file)), lambda model: core.compile_model(model, "CPU", settings)
             )
         except Exception as error:  # openvino raises RuntimeError, TypeError and classes of its own
-            raise BundleError(
+            raise RefusedGraphError(
                 f"OpenVINO {self.version()} refuses '{file.name}': {words_of(error)}.",
                 hint="Check that this OpenVINO is at least the version the bundle names (edgevlm inspect).",
             ) from error

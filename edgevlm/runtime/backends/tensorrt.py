@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgevlm.errors import BundleError, ForeignEngineError, MissingToolError, ModelError
+from edgevlm.errors import BundleError, ForeignEngineError, MissingToolError, ModelError, RefusedGraphError
 from edgevlm.runtime.engine import EngineBackend, EngineCard, check_feeds, listed, read_card
 from edgevlm.runtime.engine_layers import EngineLayers, layers_from_inspector, with_times
 from edgevlm.runtime.spec import Array, SessionOptions, TensorSpec
@@ -78,7 +78,7 @@ class TensorRt:
         engine = runtime.deserialize_cuda_engine(file.read_bytes())
         context = engine and engine.create_execution_context()
         if not context:
-            raise BundleError(
+            raise RefusedGraphError(
                 f"{TITLES[self.name]} {trt.__version__} refuses '{file.name}': {log.words()}.",
                 hint="Build the engine anew on this machine.",
             )
