@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/edgevlm compile demo --target cpu --output $(OUT)/bundle --overwrite
+	$(BIN)/edgevlm compile demo --target cpu --search-minutes 1 --output $(OUT)/bundle --overwrite
 	test -d $(OUT)/pictures || $(BIN)/python -m edgevlm.data.write_shapes $(OUT)/pictures -n 20 --seed 2 --layout csv
 	$(BIN)/edgevlm run $(OUT)/bundle $(OUT)/pictures/images/000000.png
 	@echo "report: $(OUT)/bundle/report/report.html"
