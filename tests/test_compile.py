@@ -140,7 +140,7 @@ def test_one_changed_word_of_the_card_is_another_model(first, model, pictures, t
 
 
 def test_another_recipe_leaves_the_export_alone(first, model, pictures, tmp_path):
-    result = compiled(model, "--eval-data", pictures, "-o", tmp_path / "out", "--calibration", "quick")
+    result = compiled(model, "--eval-data", pictures, "-o", tmp_path / "out", "--calibration", "default")
     assert hits(result)["export:model"]
     assert not hits(result)["search"]
     assert "params.calibration" in why()["search"]
@@ -163,7 +163,6 @@ def test_int8_of_a_convolution_answers_as_float_does(first, model, pictures, tmp
         eval_data=pictures,
         precision="int8",
         **FAST,
-        calibration="quick",
         output=tmp_path / "int8",
     )
     assert made.manifest.components[0].precision.startswith("int8")
