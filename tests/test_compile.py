@@ -45,7 +45,7 @@ def edgevlm_command(*arguments: object, cwd: Path | None = None) -> subprocess.C
 
 def compiled(*arguments: object) -> dict[str, object]:
     """A compile of its own process, float only: whether the machine is quiet enough to choose is not the question."""
-    done = edgevlm_command("compile", *arguments, "--precision", "fp32", *FAST_OPTIONS, "--json")
+    done = edgevlm_command("compile", *FAST_OPTIONS, *arguments, "--precision", "fp32", "--json")
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     return result

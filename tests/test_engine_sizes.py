@@ -68,7 +68,7 @@ def test_a_range_without_what_golden_vectors_are_is_refused(tmp_path: Path, monk
     pictures = tmp_path / "pictures"
     shapes.write_folder(pictures, n=120, seed=5)
     rest = {name: value for name, value in FAST.items() if name != "backends"}
-    asked = {**rest, "target": "jetson-orin-nano", "batch": None, "eval_data": pictures, "max_drop": 0.1}
+    asked = {**rest, "target": "jetson-orin-nano", "batch": None, "eval_data": pictures, "precision": "fp32"}
     narrow = {"pixel_values": ShapeRange(min=(4, 3, 64, 64), opt=(4, 3, 64, 64), max=(8, 3, 64, 64))}
     with pytest.raises(ModelError, match="'pixel_values' will be 1×3×64×64, but the engine is to be built for 4×3"):
         edgevlm.compile("demo", **asked, shapes=narrow, output=tmp_path / "out")
