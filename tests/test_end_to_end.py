@@ -181,6 +181,7 @@ def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
     assert edgevlm.verify(made.bundle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "precision"), [(4, "fp32"), (None, "int8-static")])
 def test_other_batches(pictures, tmp_path, batch, precision):
     asked = {**FAST, "eval_data": pictures, "precision": precision, "max_drop": 0.2}
@@ -233,6 +234,7 @@ def test_the_same_compile_again_is_a_look_up(pictures, tmp_path):
     assert "the same inputs" in why(again.bundle).steps[0].why
 
 
+@pytest.mark.slow
 def test_a_changed_weight_changes_everything(checkpoint, pictures, tmp_path):
     asked = {
         "eval_data": pictures,

@@ -63,6 +63,7 @@ def test_a_graph_of_fixed_sizes_gets_no_range_even_where_one_is_asked_for():
     assert span_of(IMAGE_ENCODER, FIXED, pixel_values=wrong) == wrong.as_given()
 
 
+@pytest.mark.slow
 def test_a_range_without_what_golden_vectors_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
