@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +54,7 @@ _GOLDEN_SEED = 77  # of no picture that calibrates, selects or reports
 # Another machine's float kernels add in another order, and int8 kernels without VNNI saturate at 16 bits, which moved
 # outputs by 1.2 % where it was tried; what differs by more than this is wrong.
 _TOLERANCES = {FLOAT: 1e-4}
+_FLOATS = {FLOAT, "fp16", "bf16"}
 _QUANTIZED_TOLERANCE = 0.03
 # What lies between int8 layers is float, and a last digit there moves a code to its neighbour: the more that quantizing
 # itself has moved an output, the further. OpenVINO's int8 MobileViT-XXS is 26 % off its float, 4 % off itself on ARM.
@@ -143,16 +146,15 @@ def _placed(work: Work, found: SearchResult, name: str, *, form: str = "") -> Pl
             _put(work.out / "files" / path, source)
     with processing_folder(work.job, work.inputs.get("fold")) as files_of_processing:
         pipeline = open_pipeline(work, variants, search, Path(files_of_processing))
-        pictures, tolerance = _golden_pictures(work), max(_tolerance(variant) for variant in variants)
-        if tolerance == _QUANTIZED_TOLERANCE:
+        pictures, moved = _golden_pictures(work), 0.0
+        if any(variant.precision not in _FLOATS for variant in variants):
             of_float = open_pipeline(work, found.variants_of(FLOAT), search, Path(files_of_processing))
             moved = how_far_apart(pipeline, of_float, pictures)
-            tolerance = max(tolerance, round(_SHARE_OF_QUANTIZING * moved, 3))
         golden, files = make_golden(
             pipeline,
             pictures,
             components=tuple(components),
-            tolerance=tolerance,
+            tolerance=tolerance_of(variants, moved),
             labels=() if pipeline.labels else _golden_labels(work),
             prompts=_golden_prompts(work),
             form=form,
@@ -192,6 +194,15 @@ def _forms(work: Work, found: SearchResult, confirmed: Confirmation, first: Plac
             )
         )
     return tuple(forms)
+
+
+def tolerance_of(variants: Sequence[Variant], moved: float) -> float:
+    """How far the outputs of these graphs may be off on another machine.
+
+    Args: moved: how far quantizing moved them, as a part of the largest; what is not finite allows nothing more.
+    """
+    least = max(_tolerance(variant) for variant in variants)
+    return max(least, round(_SHARE_OF_QUANTIZING * moved, 3)) if math.isfinite(moved) else least
 
 
 def _tolerance(variant: Variant) -> float:

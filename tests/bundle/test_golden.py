@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from edgevlm.bundle.golden import how_far_apart, make_golden
 from edgevlm.runtime.pipeline import Pipeline
 from edgevlm.runtime.spec import Processing, from_json
 from edgevlm.runtime.verify import golden_conditions
+from edgevlm.search.spec import Variant
+from edgevlm.steps.bundle import tolerance_of
 from tests.runtime import tiny
 
 
@@ -56,3 +60,20 @@ def test_how_far_two_pipelines_are_apart_is_their_worst_pictures():
     pictures = [Image.new("RGB", (2, 2))] * 2
     assert how_far_apart(Fixed("b"), Fixed("a"), pictures) == 0.5
     assert how_far_apart(Fixed("a"), Fixed("a"), pictures) == 0
+
+
+@pytest.mark.parametrize(
+    ("precisions", "moved", "tolerance"),
+    [
+        (["fp32"], 0, 1e-4),
+        (["fp32", "int8-static"], 0.02, 0.03),
+        (["int8-static"], 0.26, 0.13),
+        (["bf16", "int8-static"], 0.02, 0.1),
+        (["bf16", "int8-static-bf16"], 0.26, 0.13),
+        (["int8-static"], math.inf, 0.03),
+        (["int8-static"], math.nan, 0.03),
+    ],
+)
+def test_what_quantizing_moved_widens_what_another_machine_may_be_off(precisions, moved, tolerance):
+    variants = [Variant(graph="g", name=p, precision=p, backend="openvino") for p in precisions]
+    assert tolerance_of(variants, moved) == tolerance
