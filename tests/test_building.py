@@ -316,6 +316,7 @@ def test_layers_are_told_without_tensorrt_and_travel_with_the_engine(built, alon
     assert [row["form"] for row in rows if "form" in row] == [f.name for f in open_bundle(built).manifest.forms[1:]]
 
 
+@pytest.mark.slow
 def test_layers_that_nobody_timed_are_timed_where_the_engine_runs(jetson, tmp_path, use, module, capsys):
     use(layers=[])
     build(jetson, output=tmp_path / "built")

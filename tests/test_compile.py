@@ -193,6 +193,7 @@ def test_the_report_repeats_the_command_that_makes_it_again(first, pictures, mod
     assert all(hits(json.loads(done.stdout)).values())
 
 
+@pytest.mark.slow
 def test_pictures_smaller_than_any_that_can_be_generated(tmp_path):
     """The generated pictures stand in for a model of tiny inputs too."""
     (tmp_path / "tiny_models.py").write_text(

@@ -156,6 +156,7 @@ def test_without_labels_both_towers_ship_and_any_label_can_be_asked(checkpoint, 
     assert made.report.accuracy.value > 0.9
 
 
+@pytest.mark.slow
 def test_a_text_tower_that_nothing_judges_stays_float(checkpoint, pictures, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -166,6 +167,7 @@ def test_a_text_tower_that_nothing_judges_stays_float(checkpoint, pictures, tmp_
     assert any("text tower stays float" in warning for warning in made.report.warnings)
 
 
+@pytest.mark.slow
 def test_the_image_tower_alone_gives_features(checkpoint, pictures, tmp_path):
     made = edgevlm.compile(
         str(checkpoint),
@@ -192,7 +194,10 @@ def test_other_batches(pictures, tmp_path, batch, precision):
     assert edgevlm.verify(made.bundle)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8-static", "int8-dynamic", "fp32"])
+@pytest.mark.parametrize(
+    "precision",
+    ["int8-static", "fp32", *(pytest.param(each, marks=pytest.mark.slow) for each in ("int8", "int8-dynamic"))],
+)
 def test_a_precision_that_is_insisted_on_ships(pictures, tmp_path, precision):
     made = edgevlm.compile(
         "demo",

@@ -14,7 +14,9 @@ from PIL import Image
 
 import edgevlm
 from edgevlm.data import shapes
+from edgevlm.data.readers import read_data_set
 from edgevlm.errors import UsageError
+from edgevlm.families import MASKS
 from edgevlm.runtime.spec import Array
 from edgevlm.runtime.tasks.mask_generation import Masks
 from tests.families.checkpoints import write_checkpoint
@@ -39,7 +41,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def compiled(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> edgevlm.compiler.Compiled:
     output = tmp_path_factory.mktemp("out") / "tiny-sam"
-    return edgevlm.compile(str(checkpoint), precision="fp32", **FAST, output=output)
+    few = read_data_set("shapes", task=MASKS, n_shapes=60)
+    return edgevlm.compile(str(checkpoint), precision="fp32", eval_data=few, **FAST, output=output)
 
 
 @pytest.fixture(scope="module")

@@ -235,6 +235,7 @@ def test_a_size_that_no_form_keeps_is_refused(pictures, tmp_path):
         edgevlm.compile("demo", target="raspberry-pi-5", **asked, output=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_form_that_loses_too_much_on_the_report_split_does_not_ship(pictures, demo_cache, tmp_path, monkeypatch):
     """It is judged twice; only the second time it falls."""
     from edgevlm.steps.judging import Judge
@@ -338,6 +339,7 @@ def test_tune_says_what_is_wrong(tuned, board, tmp_path, capsys):
         tune(board, output=file / "below")
 
 
+@pytest.mark.slow
 def test_tune_tells_people_what_it_chose(board, tmp_path, capsys):
     assert exit_code_of(["tune", str(board), "-o", str(tmp_path / "out"), "--rounds", "6", "-q"]) == 0
     printed = capsys.readouterr().out

@@ -109,7 +109,7 @@ class ProfileRequest(Spec, frozen=True, kw_only=True):
     session: SessionOptions = SessionOptions()
     block_ms: float = 1000.0
     min_runs: int = 5
-    max_runs: int = 100
+    max_runs: int = 50
 
 
 Profiler = Callable[[ProfileRequest], Profile]

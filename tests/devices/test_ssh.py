@@ -29,9 +29,7 @@ from edgevlm.runtime.verify import verify_bundle
 from tests.devices.server import Server, python_that, script
 from tests.runtime import tiny
 
-HOSTILE = (
-    "two words", "it's \"quoted\"", "$(touch hacked)", "`touch hacked`; touch hacked #", "line\nfeed", "-rf", "é*?",
-)  # fmt: skip
+HOSTILE = ("-rf", "line\nfeed", 'two words, it\'s "quoted" $(touch hacked) `touch hacked`; touch hacked # é*?')
 
 
 @pytest.fixture

@@ -97,7 +97,8 @@ def test_sizes_are_those_of_the_papers(name: str, millions: float):
 # --- two towers -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [XXS, pytest.param("mobilevitv2-0.5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [XXS, "mobilevitv2-0.5"])
 def test_two_towers_run_in_the_runtime_as_in_torch(demo: Model, tmp_path: Path, name: str):
     student = load_student(name)
     module = settled(student.build(demo))

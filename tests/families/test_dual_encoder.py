@@ -44,7 +44,11 @@ def write(folder: Path, vision: str, text: str) -> Path:
 
 @pytest.mark.parametrize(
     ("vision", "text"),
-    [("vit", "bert"), ("clip_vision_model", "clip_text_model"), ("mobilevitv2", "clip_text_model")],
+    [
+        ("clip_vision_model", "clip_text_model"),
+        pytest.param("vit", "bert", marks=pytest.mark.slow),
+        pytest.param("mobilevitv2", "clip_text_model", marks=pytest.mark.slow),
+    ],
 )
 def test_every_kind_of_tower_is_equal_after_export(tmp_path: Path, vision: str, text: str):
     model = read_model(str(write(tmp_path / "checkpoint", vision, text)))
