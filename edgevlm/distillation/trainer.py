@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgevlm.distillation.gathering import gather_rows
 from edgevlm.distillation.judging import Judge, RunsBatches
@@ -69,7 +70,8 @@ class Learner(nn.Module):
             # The other tower would say the same again.
             has_other_texts = other.input_ids is not batch.input_ids
             names = frozenset(name for name in needs if name.startswith("text_") == has_other_texts)
-            return self.kind.outputs(self.student, other, names)
+            with _running_statistics_kept(self.student):
+                return self.kind.outputs(self.student, other, names)
 
         step = Step(
             batch=batch,
@@ -85,6 +87,19 @@ class Learner(nn.Module):
     def loss(self, terms: Mapping[str, Tensor]) -> Tensor:
         weighed = [self.objectives.weights[name] * value for name, value in terms.items()]
         return torch.stack(weighed).sum()
+
+
+@contextlib.contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms see these pictures and keep nothing of them: what the finished student meets is not masked."""
+    norms = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 @dataclass(frozen=True, kw_only=True)

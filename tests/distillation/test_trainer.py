@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import msgspec  # noqa: E402 - torch first
 
 from edgevlm.distillation import trainer  # noqa: E402
 from edgevlm.distillation.lessons import Lessons  # noqa: E402
+from edgevlm.distillation.step import Batch, Step  # noqa: E402
 from edgevlm.errors import ModelError, UsageError  # noqa: E402
 from edgevlm.progress import Event, Note, StepProgress  # noqa: E402
 from tests.distillation import small  # noqa: E402
@@ -78,6 +80,29 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(lessons: Lessons, w
     for name in ("step", "loss", "terms", "learning_rate"):
         assert [row[name] for row in rows] == [row[name] for row in expected], name
     assert [row.get("metric") for row in rows] == [row.get("metric") for row in expected]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_batch_norms_keep_nothing_of_pictures_that_an_objective_altered(is_training: bool) -> None:
+    class Kind:
+        def outputs(self, module: Any, batch: Batch, names: frozenset[str]) -> dict[str, Any]:
+            return {"logits": module(batch.pixel_values).mean((2, 3))}
+
+    class Alters(torch.nn.Module):
+        student_needs = frozenset({"logits"})
+
+        def forward(self, step: Step) -> dict[str, Any]:
+            altered = step.run(replace(step.batch, pixel_values=step.batch.pixel_values + 100))
+            return {"apart": (altered["logits"] - step.student["logits"]).abs().max()}
+
+    student = torch.nn.BatchNorm2d(3, momentum=1.0).train(is_training)
+    learner = trainer.Learner(Kind(), student, Alters())  # type: ignore[arg-type]
+    batch = Batch(pixel_values=torch.full((2, 3, 2, 2), 7.0))
+    apart = learner(batch, {}, lambda rows: rows, torch.Generator())["apart"].item()
+    assert apart == pytest.approx(0 if is_training else 100, abs=0.01), "each pass is normalised by its own batch"
+    assert student.running_mean.tolist() == [7.0 if is_training else 0.0] * 3
+    assert student.num_batches_tracked.item() == int(is_training)
+    assert student.track_running_stats
 
 
 def test_the_teacher_is_not_asked_while_the_student_learns(lessons: Lessons, tmp_path: Path, monkeypatch: Any) -> None:
