@@ -8,16 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 import edgevlm
+from edgevlm.bundle.write import write_bundle
 from edgevlm.data import shapes
 from edgevlm.data.readers import read_data_set
 from edgevlm.errors import UsageError
 from edgevlm.families import MASKS
-from edgevlm.runtime.spec import Array
+from edgevlm.measure.bundles import benchmark_bundles
+from edgevlm.measure.protocol import QUICK
+from edgevlm.runtime.spec import Array, Prompt
 from edgevlm.runtime.tasks.mask_generation import Masks
 from tests.families.checkpoints import write_checkpoint
 from tests.fast import FAST
@@ -89,6 +93,21 @@ def test_the_bundle_verifies_and_judges(compiled: edgevlm.compiler.Compiled):
     found = edgevlm.evaluate(compiled.bundle, "shapes")
     assert found.metric == "mIoU"
     assert 0 < found.value < 1
+
+
+def test_bundles_whose_golden_pictures_are_larger_are_timed_on_the_first_ones_prompts(
+    compiled: edgevlm.compiler.Compiled, tmp_path: Path
+):
+    manifest = compiled.manifest
+    files = {entry.path: compiled.bundle / entry.path for entry in manifest.files}
+    outside = (Prompt(points=((5000.0, 5000.0),), labels=(1,)),)
+    cases = tuple(msgspec.structs.replace(case, prompts=outside) for case in manifest.golden.cases)
+    golden = msgspec.structs.replace(manifest.golden, cases=cases)
+    write_bundle(tmp_path / "larger", msgspec.structs.replace(manifest, golden=golden), files)
+    found = benchmark_bundles(compiled.bundle, tmp_path / "larger", n_threads=1, protocol=QUICK)
+    assert set(found.comparisons) == {"image_encoder", "mask_decoder", "end to end"}
+    for comparison in found.comparisons.values():
+        assert [each.failure for each in comparison.measurements] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from edgevlm.progress import Note, Progress, StepFinished, StepProgress, StepSta
 from edgevlm.runtime.bundle import Bundle, check_same_task, open_bundle
 from edgevlm.runtime.image import decode_image, preprocess, size_of
 from edgevlm.runtime.pipeline import Pipeline
-from edgevlm.runtime.spec import Array, Component, Prompt, SessionOptions, Spec, TensorSpec
+from edgevlm.runtime.spec import Array, Component, Prompt, SessionOptions, Spec, TensorSpec, from_json, to_json
 from edgevlm.runtime.tasks import Result
 from edgevlm.runtime.tasks.mask_generation import MASK_DECODER, decoder_prompts
 from edgevlm.runtime.text import load_tokenizer, tokenize
@@ -31,7 +31,7 @@ from edgevlm.runtime.text import load_tokenizer, tokenize
 BundlePath = str | os.PathLike[str]
 
 WHOLE = "end to end"
-_PICTURE = "picture"
+_PICTURE, _PROMPTS = "picture", "prompts"
 
 
 class BundleBenchmark(Spec, frozen=True, kw_only=True):
@@ -77,15 +77,15 @@ def benchmark_bundles(
         raise UsageError(f"There cannot be {n_threads} threads.", hint="Give a number above 0, or 0 for all cores.")
     bundles = _open([path for each in paths for path in ([each] if isinstance(each, str | os.PathLike) else each)])
     protocol = protocol or ALL_STAY
-    picture = _first_picture(bundles)
+    picture, prompts = _first_case(bundles)
     graphs = dict.fromkeys(part.name for bundle in bundles.values() for part in bundle.manifest.components)
     batches = {graph: _batch_of(graph, bundles) for graph in graphs}
     comparisons = {}
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
         for graph, batch in batches.items():
-            subjects = _graph_subjects(bundles, graph, picture, batch, n_threads, Path(folder))
+            subjects = _graph_subjects(bundles, graph, picture, prompts, batch, n_threads, Path(folder))
             comparisons[graph] = timed(graph, subjects, protocol, progress)
-        subjects = _whole_subjects(bundles, picture, n_threads, Path(folder))
+        subjects = _whole_subjects(bundles, picture, prompts, n_threads, Path(folder))
         comparisons[WHOLE] = timed(WHOLE, subjects, protocol, progress)
     return BundleBenchmark(
         bundles=tuple(bundles),
@@ -150,7 +150,13 @@ def timed(what: str, subjects: Sequence[Subject], protocol: Protocol, progress: 
 
 
 def _graph_subjects(
-    bundles: Mapping[str, Bundle], graph: str, picture: Path, batch: int, n_threads: int | None, folder: Path
+    bundles: Mapping[str, Bundle],
+    graph: str,
+    picture: Path,
+    prompts: Sequence[Prompt],
+    batch: int,
+    n_threads: int | None,
+    folder: Path,
 ) -> list[Subject]:
     subjects = []
     for i, (name, bundle) in enumerate(bundles.items()):
@@ -159,7 +165,7 @@ def _graph_subjects(
             continue
         for file in component.files:
             bundle.file(file)
-        row = graph_input(bundle, component, picture)
+        row = graph_input(bundle, component, picture, prompts)
         inputs = folder / f"{graph}-{i}.npz"
         save_arrays(inputs, {name: np.repeat(value, batch, axis=0) for name, value in row.items()})
         subjects.append(
@@ -174,30 +180,37 @@ def _graph_subjects(
     return subjects
 
 
-def graph_input(bundle: Bundle, component: Component, picture: Path) -> dict[str, Array]:
-    """One row of what the graph takes, made as the pipeline makes it."""
+def graph_input(
+    bundle: Bundle, component: Component, picture: Path, prompts: Sequence[Prompt] = ()
+) -> dict[str, Array]:
+    """One row of what the graph takes, made as the pipeline makes it.
+
+    Args: prompts: places in the picture; the bundle's golden ones where left out.
+    """
     image, text = bundle.manifest.processing.image, bundle.manifest.processing.text
     if any(spec.name == image.input_name for spec in component.inputs):
         return {image.input_name: preprocess(decode_image(picture), image)[None]}
     if component.name == MASK_DECODER:
-        return _decoder_input(bundle, picture)
+        return _decoder_input(bundle, picture, prompts or golden_prompts(bundle))
     assert text is not None, "a graph that takes no picture takes text"
     labels = golden_labels(bundle) or bundle.manifest.labels or ("",)
     prompt = text.prompt_template.replace("{}", labels[0])
     return tokenize([prompt], load_tokenizer(bundle.file(text.tokenizer), text), text)
 
 
-def _decoder_input(bundle: Bundle, picture: Path) -> dict[str, Array]:
-    """The picture as the bundle's own encoder sees it, with a golden prompt."""
-    image = decode_image(picture)
-    prompt = golden_prompts(bundle)[0]
+def _decoder_input(bundle: Bundle, picture: Path, prompts: Sequence[Prompt]) -> dict[str, Array]:
+    """The picture as the bundle's own encoder sees it, with the first prompt."""
+    image, prompt = decode_image(picture), prompts[0]
     embeds = Pipeline.from_bundle(bundle).encode(image).outputs["image_embeds"]
     return {"image_embeds": embeds, **decoder_prompts([[prompt]], [size_of(image)], bundle.manifest.processing.image)}
 
 
-def _whole_subjects(bundles: Mapping[str, Bundle], picture: Path, n_threads: int | None, folder: Path) -> list[Subject]:
+def _whole_subjects(
+    bundles: Mapping[str, Bundle], picture: Path, prompts: Sequence[Prompt], n_threads: int | None, folder: Path
+) -> list[Subject]:
     inputs = folder / "picture.npz"
-    save_arrays(inputs, {_PICTURE: np.frombuffer(picture.read_bytes(), dtype=np.uint8)})
+    asked = {_PICTURE: picture.read_bytes(), _PROMPTS: to_json(tuple(prompts))}
+    save_arrays(inputs, {name: np.frombuffer(data, dtype=np.uint8) for name, data in asked.items()})
     return [
         Subject(
             name=name,
@@ -210,10 +223,11 @@ def _whole_subjects(bundles: Mapping[str, Bundle], picture: Path, n_threads: int
     ]
 
 
-def _first_picture(bundles: Mapping[str, Bundle]) -> Path:
+def _first_case(bundles: Mapping[str, Bundle]) -> tuple[Path, tuple[Prompt, ...]]:
+    """A golden picture with its prompts: those of other bundles may lie outside of it."""
     for bundle in bundles.values():
         for case in bundle.manifest.golden.cases:
-            return bundle.file(case.picture)
+            return bundle.file(case.picture), case.prompts
     raise UsageError(f"'{next(iter(bundles))}' holds no golden picture to time with.", hint="Compile the model again.")
 
 
@@ -247,22 +261,22 @@ class WholePipeline:
         )
         manifest = msgspec.structs.replace(bundle.manifest, components=components)
         pipeline = Pipeline.from_bundle(dataclasses.replace(bundle, manifest=manifest), n_threads=options.n_threads)
-        return WholeSession(pipeline, labels=golden_labels(bundle) or None, prompts=golden_prompts(bundle))
+        return WholeSession(pipeline, labels=golden_labels(bundle) or None)
 
 
 class WholeSession:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
 
-    def __init__(self, pipeline: Pipeline, *, labels: Sequence[str] | None, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, pipeline: Pipeline, *, labels: Sequence[str] | None) -> None:
         self._pipeline = pipeline
         self._labels = labels
-        self._prompts = [prompts] if prompts else None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        prompts = from_json(feeds[_PROMPTS].tobytes(), tuple[Prompt, ...])
         seen = self._pipeline.encode(feeds[_PICTURE].tobytes())
         answers: tuple[Result, ...] = self._pipeline.results(
-            seen.outputs, labels=self._labels, sizes=[seen.size], prompts=self._prompts
+            seen.outputs, labels=self._labels, sizes=[seen.size], prompts=[prompts] if prompts else None
         )
         (answer,) = answers
         assert answer is not None
@@ -274,7 +288,8 @@ def golden_inputs(bundle: Bundle, component: Component) -> dict[str, Array]:
 
     Raises: UsageError: the bundle holds no golden picture.
     """
-    picture = _first_picture({str(bundle.origin): bundle})
+    picture, prompts = _first_case({str(bundle.origin): bundle})
     rows = component.inputs[0].shape[0]
     batch = rows if isinstance(rows, int) else 1
-    return {name: np.repeat(value, batch, axis=0) for name, value in graph_input(bundle, component, picture).items()}
+    row = graph_input(bundle, component, picture, prompts)
+    return {name: np.repeat(value, batch, axis=0) for name, value in row.items()}
