@@ -69,8 +69,8 @@ class GraphTrials:
 
     def is_faster(self, name: str) -> bool:
         """Surely faster than float."""
-        ratio, trial = self.ratio(name), self.trial(name)
-        return not trial.failure and not trial.was_dropped and ratio is not None and ratio.is_valid and ratio.high < 1
+        ratio = self.ratio(name)
+        return self.ran(name) and ratio is not None and ratio.is_valid and ratio.high < 1
 
     def ran(self, name: str) -> bool:
         """To the end of its comparison."""

@@ -55,7 +55,7 @@ def _all_within(work: Work, found: SearchResult, judge: Judge) -> Confirmation:
     drops = {name: judge.drop(found.variants_of(name)) for name in found.contenders}
     max_drop = work.step.params["max_drop"]
     within = {name: drop for name, drop in drops.items() if name == FLOAT or drop.value <= max_drop}
-    if tuple(within) == (FLOAT,) != tuple(drops) and work.job.request.precision not in ("auto", FLOAT):
+    if len(drops) > 1 and len(within) == 1 and work.job.request.precision not in ("auto", FLOAT):
         raise _none_within({name: drop.value for name, drop in drops.items() if name != FLOAT}, max_drop)
     return Confirmation(
         winner=FLOAT,
