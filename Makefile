@@ -23,10 +23,10 @@ demo: install
 	@echo "report: $(OUT)/bundle/report/report.html"
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --durations 10
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations 10
 
 check: install
 	$(BIN)/ruff check edgevlm tests benchmarks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from edgevlm.measure.work import work_of_graph
 from edgevlm.runtime.backends.onnxruntime import OnnxRuntime
 from edgevlm.runtime.machine import describe_machine
 from edgevlm.runtime.spec import SessionOptions
+from edgevlm.steps import explain
 from edgevlm.store import Store
 from tests.measure import graphs
 
@@ -147,3 +149,21 @@ def test_numpy_comes_to_the_same_order_of_magnitude(tmp_path: Path):
     assert ours is not None
     assert 1 / 50 < ours.gmac_per_s / numpy_rate < 50
     assert json.loads(msgspec.json.encode(ours))["precision"] == "float32"
+
+
+def test_rates_that_no_store_keeps_hold_for_ten_minutes_of_the_process(tmp_path: Path, monkeypatch):
+    asked: list[int] = []
+
+    def measured(*, backend: str, n_threads: int, store: Store) -> str:
+        asked.append(n_threads)
+        return f"{backend} {n_threads} {len(asked)}"
+
+    monkeypatch.setattr(explain, "measure_peak", measured)
+    monkeypatch.setattr(explain, "_rates", {})
+    now = [1.0]
+    monkeypatch.setattr(explain, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    found = [explain.best_rates("onnxruntime", n, Store(tmp_path)) for n in (1, 2, 1)]
+    assert found == ["onnxruntime 1 1", "onnxruntime 2 2", "onnxruntime 1 1"]
+    now[0] += 601
+    assert explain.best_rates("onnxruntime", 1, Store(tmp_path)) == "onnxruntime 1 3"
+    assert asked == [1, 2, 1]
